@@ -1,0 +1,50 @@
+# Two commands do all their set-up: `make demo` and `make test`. The rest are for people who change Ingot.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: dev format lint types test check demo bench wheel clean
+
+dev: $(STAMP)
+
+# torch first and by its exact version: where a CPU build of it is at hand that name finds it, a looser one may fetch CUDA
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $$(grep '^torch==' constraints.txt)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+# mypy cannot see setuptools' package-dir, so it reads the packages through links in build/ns
+types: $(STAMP)
+	rm -rf build/ns && mkdir -p build/ns/ingot
+	for item in ingot/*; do ln -s ../../../$$item build/ns/ingot/; done
+	for folder in exporters runtimes quantization benchmarks; do ln -s ../../../$$folder build/ns/ingot/$$folder; done
+	$(BIN)/mypy
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: lint types
+
+demo: $(STAMP)
+	$(BIN)/python -m ingot.benchmarks.demo out/demo
+
+bench: $(STAMP)
+	$(BIN)/python -m ingot.benchmarks.start_up
+
+wheel: $(STAMP)
+	rm -rf dist && $(BIN)/python -m build --wheel
+
+clean:
+	rm -rf $(VENV) build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

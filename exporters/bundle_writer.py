@@ -1,0 +1,132 @@
+"""The files of a bundle that are not graphs: configs as diffusers writes them, tokenizers, parity data, the manifest."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ingot.runtimes import manifest as manifests
+from ingot.runtimes.bundle import describe_file
+from ingot.runtimes.errors import ExportError
+from ingot.runtimes.manifest import ComponentEntry, Graph, Manifest, Provenance
+from ingot.runtimes.parity_data import save_calls
+
+from .checkpoint import Checkpoint
+from .component import Component
+
+PARITY_CALLS = 2  # per component: the first of each recording; more would only make the bundle larger
+_PACKAGES = ("ingot", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
+
+
+def write_parity_data(component: Component, folder: Path) -> str:
+    """Store recorded calls with the float32 torch component's answers; returns the file's name in the bundle."""
+    halves = {tuple(sorted((name, tuple(t.shape)) for name, t in call.inputs.items())): call for call in reversed(component.calls)}
+    calls = [
+        ({name: t.numpy() for name, t in call.inputs.items()}, {name: t.numpy() for name, t in call.outputs.items()})
+        for call in list(halves.values())[:PARITY_CALLS]
+    ]
+    name = f"parity/{component.role}.npz"
+    save_calls(folder / name, calls)
+    return name
+
+
+def component_entry(component: Component, graphs: tuple[Graph, ...], parity_data: str) -> ComponentEntry:
+    """What the manifest says of a component."""
+    parameters = sum(p.numel() for p in component.source.parameters())
+    return ComponentEntry(
+        class_name=type(component.source).__name__, config=plain(config_of(component.source)), graphs=graphs,
+        parameters=parameters, parity_data=parity_data,
+    )  # fmt: skip
+
+
+def write_configs(pipe: Any, components: list[Component], folder: Path) -> None:
+    """`model_index.json`, each component's `config.json` and the scheduler's, for readers such as optimum."""
+    pipe.save_config(folder)
+    pipe.scheduler.save_pretrained(folder / "scheduler")
+    for component in components:
+        (folder / component.role / "config.json").write_text(json.dumps(plain(config_of(component.source)), indent=2) + "\n")
+
+
+def write_tokenizers(pipe: Any, folder: Path) -> dict[str, str]:
+    """Every tokenizer of the pipeline, as published and as one `tokenizer.json` that pads and cuts by itself."""
+    written = {}
+    for role, part in pipe.components.items():
+        if not isinstance(part, PreTrainedTokenizerBase):
+            continue
+        fast = getattr(part, "backend_tokenizer", None)
+        if fast is None:
+            raise ExportError(f"{role} ({type(part).__name__}) has no fast form, which the torch-free runtime needs: pip install sentencepiece protobuf, and try again")
+        part.save_pretrained(folder / role)
+        _write_vocabulary(json.loads(fast.to_str()), folder / role)
+        fast.enable_truncation(part.model_max_length)
+        fast.enable_padding(pad_id=part.pad_token_id, pad_token=part.pad_token, length=part.model_max_length)
+        fast.save(str(folder / role / "tokenizer.json"))
+        written[role] = f"{role}/tokenizer.json"
+    return written
+
+
+def _write_vocabulary(tokenizer: dict[str, Any], folder: Path) -> None:
+    """`vocab.json` and `merges.txt`, which transformers 5 no longer writes and older readers want."""
+    model = tokenizer["model"]
+    if model.get("type") != "BPE" or not isinstance(model.get("merges"), list):
+        return
+    pairs = (pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"])
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs]) + "\n", encoding="utf-8")
+
+
+def make_manifest(
+    folder: Path, pipe: Any, entries: dict[str, ComponentEntry], tokenizers: dict[str, str], origin: Provenance
+) -> Manifest:
+    """The manifest of everything that lies in `folder`, with the size and hash of every file."""
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != manifests.FILE_NAME]
+    return Manifest(
+        schema=manifests.SCHEMA,
+        pipeline=type(pipe).__name__,
+        components=entries,
+        tokenizers=tokenizers,
+        scheduler=plain(pipe.scheduler.config) | {"_class_name": type(pipe.scheduler).__name__},
+        files={file.relative_to(folder).as_posix(): describe_file(file) for file in files},
+        provenance=origin,
+    )
+
+
+def save_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `ingot.json`."""
+    (folder / manifests.FILE_NAME).write_bytes(manifests.encode(manifest))
+
+
+def config_of(module: torch.nn.Module) -> dict[str, Any]:
+    """A diffusers or transformers config as a mapping."""
+    config: Any = module.config
+    return dict(config.to_dict()) if hasattr(config, "to_dict") else dict(config)
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON can hold it; dtypes and the like by their names, private entries left out."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items() if str(k) in ("_class_name", "_diffusers_version") or not str(k).startswith("_")}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
+
+
+def provenance(checkpoint: Checkpoint, command: str | None) -> Provenance:
+    """Where the model came from, and what it was cast with."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return Provenance(
+        source=checkpoint.source, revision=checkpoint.revision, licence=checkpoint.licence, command=command, versions=versions,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )  # fmt: skip

@@ -1,0 +1,93 @@
+"""From what the user named to a diffusers pipeline in memory: the packaged model, a folder, a hub id, or one file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from ingot.runtimes.errors import ExportError, InputError
+from ingot.shapes import MODEL_DIR
+
+PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+_WHY_NOT_PICKLE = (
+    "pickled weights can run any code when they are read. Convert them to safetensors, or give --allow-pickle "
+    "(allow_pickle=True) if you trust whoever made them"
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded pipeline, float32, with what is known of its origin."""
+
+    pipe: Any
+    source: str
+    revision: str | None
+    licence: str | None
+
+
+def load_checkpoint(model: str | Path, *, revision: str | None = None, allow_pickle: bool = False, config: str | Path | None = None) -> Checkpoint:
+    """Load MODEL: the word `shapes`, a folder, a `.safetensors` file (with `config`, a folder or hub id of the same
+    architecture, where the hub cannot be reached), or a hub id.
+
+    Raises InputError for a path that is no checkpoint or holds only pickled weights, ExportError when diffusers cannot
+    read it.
+    """
+    if str(model) == "shapes" and not Path(model).exists():
+        return Checkpoint(_from_folder(MODEL_DIR, allow_pickle), "shapes", None, "apache-2.0")
+    path = Path(model)
+    if path.is_dir():
+        return Checkpoint(_from_folder(path, allow_pickle), str(path), None, _licence_of(path))
+    if path.is_file():
+        return Checkpoint(_from_file(path, allow_pickle, config), str(path), None, None)
+    if path.suffix or path.is_absolute() or str(model).startswith((".", "~")) or str(model).count("/") != 1:
+        raise InputError(f"{model!s} is neither a file, a folder, a hub id such as 'stable-diffusion-v1-5/stable-diffusion-v1-5', nor 'shapes'")
+    pipe = _read(lambda: DiffusionPipeline.from_pretrained(str(model), revision=revision, use_safetensors=None if allow_pickle else True, torch_dtype=torch.float32), str(model))
+    return Checkpoint(pipe, str(model), revision, None)
+
+
+def _from_folder(folder: Path, allow_pickle: bool) -> Any:
+    if not (folder / "model_index.json").is_file():
+        raise InputError(f"{folder} is no diffusers checkpoint: it has no model_index.json")
+    pickled = sorted({file.parent for file in folder.glob("*/*") if file.suffix in PICKLED})
+    only_pickled = [part.name for part in pickled if not any(part.glob("*.safetensors"))]
+    if only_pickled and not allow_pickle:
+        raise InputError(f"{folder}: {', '.join(only_pickled)} only as pickle ({', '.join(PICKLED)}); {_WHY_NOT_PICKLE}")
+    # None lets diffusers fall back to .bin; True makes it refuse them, should one slip past the check above
+    return _read(lambda: DiffusionPipeline.from_pretrained(folder, use_safetensors=None if allow_pickle else True, torch_dtype=torch.float32), str(folder))
+
+
+def _from_file(file: Path, allow_pickle: bool, config: str | Path | None) -> Any:
+    if file.suffix in PICKLED and not allow_pickle:
+        raise InputError(f"{file}: {_WHY_NOT_PICKLE}")
+    if file.suffix != ".safetensors" and file.suffix not in PICKLED:
+        raise InputError(f"{file}: a single-file checkpoint ends in .safetensors, not {file.suffix!r}")
+    family = _read(lambda: _single_file_class(file, config), str(file))
+    options = {} if config is None else {"config": str(config)}
+    return _read(lambda: family.from_single_file(str(file), torch_dtype=torch.float32, **options), str(file))
+
+
+def _single_file_class(file: Path, config: str | Path | None) -> Any:
+    """The pipeline class of a single file: the config's, or the one whose published config diffusers infers from its keys."""
+    import diffusers
+    from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
+
+    reference = str(config) if config else fetch_diffusers_config(load_single_file_checkpoint(str(file)))["pretrained_model_name_or_path"]
+    return getattr(diffusers, DiffusionPipeline.load_config(reference)["_class_name"])
+
+
+def _read(load: Any, name: str) -> Any:
+    try:
+        return load()
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+        raise ExportError(f"diffusers could not load {name}: {error}") from error
+
+
+def _licence_of(folder: Path) -> str | None:
+    """The `license:` line of a checkpoint's README, where it has one."""
+    readme = folder / "README.md"
+    lines = readme.read_text(errors="replace").splitlines() if readme.is_file() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("license:")), None)

@@ -1,0 +1,100 @@
+"""One exportable piece of a pipeline: its torch callable as a function of flat tensors, and the calls it was seen to get."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ingot.runtimes.signature import Signature
+
+
+@dataclass(frozen=True)
+class Call:
+    """One recorded call: the tensors that went in and those that came out, by the names that the graph has for them."""
+
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place in a call's arguments where the tensor of this name goes."""
+
+    name: str
+
+
+class FlatModule(nn.Module):
+    """A module's method as a function of positional tensors: the constants folded in, the outputs a flat tuple.
+
+    `input_names` and `output_names` say which tensor stands where. The wrapped module is `source`, so a parameter's name
+    here is its own name behind `source.`.
+    """
+
+    def __init__(self, source: nn.Module, method: str, template: Mapping[str, Any], input_names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.source = source
+        self.method = method
+        self.template = dict(template)
+        self.input_names = input_names
+        self.output_names: tuple[str, ...] = ()
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Call the method with each tensor in its place."""
+        return tuple(self.named_outputs(*tensors).values())
+
+    def named_outputs(self, *tensors: Tensor) -> dict[str, Tensor]:
+        """The outputs by the model's own field names, nested ones joined by dots."""
+        given = dict(zip(self.input_names, tensors, strict=True))
+        function: Callable[..., Any] = getattr(self.source, self.method)
+        return dict(tensor_leaves(function(**{name: _fill(value, given) for name, value in self.template.items()})))
+
+
+@dataclass
+class Component:
+    """A piece of a pipeline that becomes one graph.
+
+    `role` is the folder's name (`unet`, `vae_decoder`, `text_encoder_2`), `source` the diffusers or transformers module
+    with its config and parameter names, `module` the function to trace, `calls` what the real pipeline asked of it.
+    """
+
+    role: str
+    source: nn.Module
+    module: FlatModule
+    calls: tuple[Call, ...]
+    signature: Signature
+    traces: dict[tuple[str, bool], Any] = field(default_factory=dict, repr=False)
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The torch module's answer, by the graph's names. Raises KeyError for a missing input."""
+        with torch.no_grad():
+            outputs = self.module(*(inputs[spec.name] for spec in self.signature.inputs))
+        return dict(zip((spec.name for spec in self.signature.outputs), outputs, strict=True))
+
+
+def tensor_leaves(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in a nest of mappings, sequences and diffusers' posteriors, with its dotted path."""
+    if isinstance(value, Tensor):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from tensor_leaves(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from tensor_leaves(item, f"{path}.{index}" if path else str(index))
+    elif isinstance(getattr(value, "parameters", None), Tensor):
+        # DiagonalGaussianDistribution: the mean and the log-variance, so that the caller can draw with its own generator.
+        yield f"{path}.parameters", value.parameters
+
+
+def _fill(template: Any, given: Mapping[str, Tensor]) -> Any:
+    if isinstance(template, Slot):
+        return given[template.name]
+    if isinstance(template, dict):
+        return {key: _fill(item, given) for key, item in template.items()}
+    if isinstance(template, (list, tuple)):
+        return type(template)(_fill(item, given) for item in template)
+    return template

@@ -1,0 +1,53 @@
+"""What an export will need, told before it starts."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ingot.runtimes.errors import ExportError
+
+BYTES = {"float32": 4, "float16": 2}
+_OVERHEAD_BYTES = 1.2e9  # the interpreter with torch, diffusers, transformers and ONNX Runtime, and small graphs
+_DISK_MARGIN = 1.02  # graph structure and parity data beside the weights
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes of disk, and of memory at the peak."""
+
+    parameters: int
+    disk: int
+    memory: int
+
+    def __str__(self) -> str:
+        return f"{self.parameters / 1e6:,.1f} M parameters: about {readable(self.disk)} of disk and {readable(self.memory)} of memory at the peak"
+
+
+def estimate(pipe: Any, dtype: str) -> Estimate:
+    """From the parameter counts: the model itself in float32, and for its largest component what the engine holds beside
+    it (the mapped file and the packed weights)."""
+    counts = [sum(p.numel() for p in m.parameters()) for m in pipe.components.values() if isinstance(m, torch.nn.Module)]
+    disk = int(sum(counts) * BYTES[dtype] * _DISK_MARGIN)
+    return Estimate(sum(counts), disk, int(sum(counts) * 4 + max(counts, default=0) * 8 + _OVERHEAD_BYTES))
+
+
+def require_disk(folder: Path, needed: int) -> None:
+    """Raise ExportError when the disk that holds `folder` has less than `needed` bytes free."""
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise ExportError(f"the bundle needs {readable(needed)} and the disk of {existing} has {readable(free)} free: make room, or name a folder on another disk")
+
+
+def readable(size: float) -> str:
+    """Bytes in the unit that fits: 3.4 GB."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"

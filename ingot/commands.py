@@ -1,0 +1,162 @@
+"""What each command does: read the options, call the library, print."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from ingot import __version__
+from ingot.runtimes import engines
+from ingot.runtimes.bundle import Bundle
+from ingot.runtimes.errors import InputError
+from ingot.runtimes.images import grid
+from ingot.runtimes.load import load
+from ingot.runtimes.manifest import Certificate, Graph, ImageParity
+
+
+def export(options: argparse.Namespace) -> None:
+    """`ingot export`."""
+    import ingot
+
+    height, width = options.size or (None, None)
+    path = ingot.export(
+        options.model, options.output, to=options.to.split(","), dtype=options.dtype, height=height, width=width,
+        batch=options.batch, static=options.static, revision=options.revision, config=options.config,
+        allow_pickle=options.allow_pickle, overwrite=options.overwrite, command=" ".join(["ingot", *sys.argv[1:]]),
+    )  # fmt: skip
+    print(f"wrote {path}: `ingot generate {path} \"PROMPT\"` makes a picture")
+
+
+def generate(options: argparse.Namespace) -> None:
+    """`ingot generate`."""
+    prompts = _prompts(options)
+    if options.count < 1:
+        raise InputError(f"--count {options.count}: at least 1 picture is needed")
+    if not options.output.absolute().parent.is_dir():
+        raise InputError(f"the folder {options.output.absolute().parent} does not exist; -o must name a file in one that does")
+    pipe = load(options.bundle, device=options.device, threads=options.threads)
+    if options.scheduler:
+        from ingot.runtimes import schedulers
+
+        pipe.scheduler = schedulers.from_config({**pipe.scheduler.config, "_class_name": options.scheduler})
+    height, width = options.size or (None, None)
+    total = len(prompts) * options.count
+    made = pipe(
+        prompts, negative_prompt=options.negative, num_inference_steps=options.steps, guidance_scale=options.guidance, height=height, width=width,
+        num_images_per_prompt=options.count, seed=[options.seed + i for i in range(total)], progress=not options.quiet,
+    )  # fmt: skip
+    for file in _save(made.images, options.output, options.grid):
+        print(file)
+
+
+def inspect(options: argparse.Namespace) -> None:
+    """`ingot inspect`."""
+    from ingot.runtimes import manifest as manifests
+
+    bundle = Bundle.open(options.bundle, hashes=False)
+    if options.json:
+        print(manifests.encode(bundle.manifest).decode(), end="")
+        return
+    manifest, origin = bundle.manifest, bundle.manifest.provenance
+    total = sum(entry.size for entry in manifest.files.values())
+    print(f"{bundle.path}: {manifest.pipeline}, {total / 1e6:,.1f} MB in {len(manifest.files)} files")
+    print(f"from {origin.source}{f' @ {origin.revision}' if origin.revision else ''}, licence {origin.licence or 'not stated'}, {origin.created}")
+    print("made with " + ", ".join(f"{name} {version}" for name, version in origin.versions.items()))
+    print(f"scheduler {manifest.scheduler.get('_class_name')}; tokenizers: {', '.join(manifest.tokenizers) or 'none'}")
+    for role, entry in manifest.components.items():
+        print(f"\n{role} ({entry.class_name}, {entry.parameters / 1e6:.2f} M parameters)")
+        for graph in entry.graphs:
+            _print_graph(bundle, graph)
+    for engine, parity in manifest.parity.items():
+        print(f"\nwhole pipeline on {engine}: {_picture(parity)}")
+
+
+def verify(options: argparse.Namespace) -> None:
+    """`ingot verify`."""
+    from ingot.runtimes.verify import verify as verify_bundle
+
+    for line in verify_bundle(options.bundle, deep=options.deep, threads=options.threads):
+        print(line)
+
+
+def doctor(options: argparse.Namespace) -> None:
+    """`ingot doctor`."""
+    found: dict[str, Any] = {"ingot": __version__, "python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
+    found["engines"] = {name: engines.engine(name).report() for name in engines.available()}
+    found["export"] = _export_packages()
+    if options.json:
+        print(json.dumps(found, indent=1))
+        return
+    print(f"ingot {found['ingot']} on Python {found['python']}, {found['machine']}")
+    for name, report in found["engines"].items():
+        print(f"\nengine {name}")
+        for key, value in report.items():
+            print(f"  {key:28} {value}")
+    print("\nexporting needs")
+    for key, value in found["export"].items():
+        print(f"  {key:28} {value}")
+
+
+def _prompts(options: argparse.Namespace) -> list[str]:
+    prompts = list(options.prompts)
+    if options.prompt_file:
+        try:
+            lines = options.prompt_file.read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise InputError(f"cannot read prompts from {options.prompt_file}: {error.strerror}") from error
+        prompts += [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise InputError('no prompt was given: ingot generate BUNDLE "PROMPT", or --prompts FILE')
+    return prompts
+
+
+def _save(images: list[Any], output: Path, as_grid: bool) -> list[Path]:
+    if as_grid:
+        images = [grid(images)]
+    names = [output] if len(images) == 1 else [output.with_stem(f"{output.stem}-{i + 1}") for i in range(len(images))]
+    for name, image in zip(names, images, strict=True):
+        try:
+            image.save(name)
+        except (OSError, ValueError) as error:  # PIL: ValueError for an ending that it does not know
+            raise InputError(f"cannot save {name}: {error}") from error
+    return names
+
+
+def _print_graph(bundle: Bundle, graph: Graph) -> None:
+    size = sum(bundle.manifest.files[file].size for file in graph.files)
+    nodes = f", {graph.nodes} nodes" if graph.nodes else ""
+    print(f"  {graph.engine} {graph.precision}: {graph.files[0]}, {size / 1e6:,.1f} MB{nodes}")
+    for arrow, specs in (("in ", graph.signature.inputs), ("out", graph.signature.outputs)):
+        for spec in specs:
+            print(f"    {arrow} {spec.name}: {spec.dtype}[{', '.join(map(str, spec.shape))}]")
+    if graph.parity:
+        print(f"    parity: {_figures(graph.parity)}")
+
+
+def _figures(parity: Certificate) -> str:
+    sqnr = "equal" if parity.sqnr_db is None else f"SQNR {parity.sqnr_db:.1f} dB"
+    return f"relative L2 {parity.rel_l2:.2e} (limit {parity.limit:.0e}), worst error {parity.max_abs:.2e}, {sqnr}, over {parity.calls} calls"
+
+
+def _picture(parity: ImageParity) -> str:
+    psnr = "equal" if parity.psnr_db is None else f"{parity.psnr_db:.1f} dB"
+    return (
+        f"{psnr} against diffusers (limit {parity.limit_db:.0f} dB), {parity.height}x{parity.width}, "
+        f"{parity.num_inference_steps} steps, seed {parity.seed}, {parity.prompt!r}"
+    )
+
+
+def _export_packages() -> dict[str, str]:
+    from importlib import metadata
+
+    found = {}
+    for name in ("torch", "diffusers", "transformers", "onnx", "onnxscript"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed: pip install 'ingot[export]'"
+    return found

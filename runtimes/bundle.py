@@ -1,0 +1,95 @@
+"""Opening a bundle: its manifest, and the proof that its files are what was written."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from . import manifest as manifests
+from .errors import BundleError, InputError
+from .manifest import ComponentEntry, FileEntry, Graph, Manifest
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An open bundle: its folder and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | Path, *, hashes: bool = True) -> Bundle:
+        """Open a bundle folder and hold every file's size and sha256 against the manifest.
+
+        `hashes=False` compares sizes only, which spares reading gigabytes. Raises BundleError naming every file that is
+        missing, resized, changed, or outside of the bundle.
+        """
+        folder = Path(path)
+        file = folder / manifests.FILE_NAME
+        if not file.is_file():
+            raise BundleError(f"{folder} is no bundle: it has no {manifests.FILE_NAME}. `ingot export MODEL -o {folder} --to onnx` makes one")
+        bundle = cls(folder, manifests.decode(file.read_bytes()))
+        problems = [*bundle.structure_problems(), *bundle.file_problems(hashes=hashes)]
+        if problems:
+            raise BundleError(f"{folder} cannot be trusted: " + "; ".join(problems))
+        return bundle
+
+    def component(self, role: str) -> ComponentEntry:
+        """The component with this role. Raises BundleError naming those that there are."""
+        if role not in self.manifest.components:
+            raise BundleError(f"{self.path} has no {role!r}; it has: {', '.join(self.manifest.components)}")
+        return self.manifest.components[role]
+
+    def graph(self, role: str, engine: str | None = None, precision: str | None = None) -> Graph:
+        """The first graph of a component that fits. Raises InputError naming those that there are."""
+        graphs = self.component(role).graphs
+        for graph in graphs:
+            if engine in (None, graph.engine) and precision in (None, graph.precision):
+                return graph
+        wanted = " ".join(filter(None, (engine, precision)))
+        have = ", ".join(f"{graph.engine} {graph.precision}" for graph in graphs)
+        raise InputError(f"{role!r} in {self.path} has no graph for {wanted}; it has: {have or 'none'}")
+
+    def file(self, name: str) -> Path:
+        """Where a file of the manifest lies. Raises BundleError for a name that leaves the bundle."""
+        if _leaves(name) or not (self.path / name).resolve().is_relative_to(self.path.resolve()):
+            raise BundleError(f"the manifest of {self.path} names {name!r}, which leaves the bundle")
+        return self.path / name
+
+    def structure_problems(self) -> list[str]:
+        """What is wrong inside the manifest: names that leave the bundle, or that have no hash."""
+        manifest = self.manifest
+        named = [file for entry in manifest.components.values() for graph in entry.graphs for file in graph.files]
+        named += [entry.parity_data for entry in manifest.components.values() if entry.parity_data]
+        named += manifest.tokenizers.values()
+        problems = [f"{name!r} leaves the bundle" for name in sorted({*manifest.files, *named}) if _leaves(name)]
+        problems += [f"{name} is used but has no hash" for name in sorted(set(named) - set(manifest.files))]
+        return problems + [f"{role} has no graph" for role, entry in manifest.components.items() if not entry.graphs]
+
+    def file_problems(self, *, hashes: bool = True) -> list[str]:
+        """What is wrong with the files on disk."""
+        checked = ((name, _file_problem(self.file(name), entry, hashes)) for name, entry in self.manifest.files.items() if not _leaves(name))
+        return [f"{name} {problem}" for name, problem in checked if problem]
+
+
+def describe_file(path: Path) -> FileEntry:
+    """Size and sha256 of a file."""
+    with path.open("rb") as stream:
+        return FileEntry(path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest())
+
+
+def _leaves(name: str) -> bool:
+    parts = PurePosixPath(name)
+    return parts.is_absolute() or ".." in parts.parts or "\\" in name or ":" in name or not parts.parts
+
+
+def _file_problem(path: Path, entry: FileEntry, hashes: bool) -> str | None:
+    if not path.is_file():
+        return "is missing"
+    size = path.stat().st_size
+    if size != entry.size:
+        return f"has {size} bytes, not {entry.size}"
+    if hashes and describe_file(path).sha256 != entry.sha256:
+        return "has another sha256 than when it was written"
+    return None

@@ -1,0 +1,106 @@
+"""The manifest, `ingot.json`: what a bundle holds, as data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from .errors import BundleError
+from .signature import Signature
+
+SCHEMA = 1
+FILE_NAME = "ingot.json"
+
+
+class Certificate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How far a graph is from the torch component on the recorded inputs: the worst over all calls and outputs."""
+
+    calls: int
+    max_abs: float
+    rel_l2: float
+    sqnr_db: float | None  # None: not one bit differed
+    limit: float  # on rel_l2
+
+
+class ImageParity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The whole pipeline against diffusers with the same seed."""
+
+    psnr_db: float | None  # None: equal pictures
+    limit_db: float
+    prompt: str
+    seed: int
+    num_inference_steps: int
+    height: int
+    width: int
+
+
+class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One compiled form of a component. `files[0]` is the one to open, the rest are its weights."""
+
+    engine: str
+    precision: str
+    files: tuple[str, ...]
+    signature: Signature
+    nodes: int | None = None
+    parity: Certificate | None = None
+
+
+class ComponentEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A component by its role: the class and config it came with, and its graphs."""
+
+    class_name: str
+    config: dict[str, Any]
+    graphs: tuple[Graph, ...]
+    parameters: int
+    parity_data: str | None = None
+
+
+class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a file must be."""
+
+    size: int
+    sha256: str
+
+
+class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where a bundle comes from."""
+
+    source: str
+    revision: str | None
+    licence: str | None
+    created: str
+    command: str | None
+    versions: dict[str, str]
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything that `ingot.json` says."""
+
+    schema: int
+    pipeline: str
+    components: dict[str, ComponentEntry]
+    tokenizers: dict[str, str]
+    scheduler: dict[str, Any]
+    files: dict[str, FileEntry]
+    provenance: Provenance
+    parity: dict[str, ImageParity] = {}
+
+
+def decode(text: bytes) -> Manifest:
+    """Read a manifest. Raises BundleError for anything that is not one of this schema."""
+    try:
+        schema = msgspec.json.decode(text).get("schema")
+    except (msgspec.DecodeError, AttributeError) as error:
+        raise BundleError(f"{FILE_NAME} is not a manifest: {error}") from error
+    if schema != SCHEMA:
+        raise BundleError(f"{FILE_NAME} has schema version {schema!r}; this Ingot reads version {SCHEMA}: export the model again, or install the Ingot that wrote it")
+    try:
+        return msgspec.json.decode(text, type=Manifest)
+    except msgspec.ValidationError as error:
+        raise BundleError(f"{FILE_NAME} does not fit schema version {SCHEMA}: {error}") from error
+
+
+def encode(manifest: Manifest) -> bytes:
+    """The manifest as indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"

@@ -1,0 +1,134 @@
+"""What every family's loop needs: checked arguments, seeds, guidance, and the state that a step yields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engines import Engine
+from ..errors import InputError
+from ..noise import Generator
+
+Array = NDArray[Any]
+Seed = int | Sequence[int] | None
+Generators = Generator | list[Generator]
+
+
+@dataclass
+class Output:
+    """What a call returns: PIL images, an array (batch, height, width, 3) in 0..1, or latents, as `output_type` asked."""
+
+    images: Any
+
+
+@dataclass
+class State:
+    """One finished step of the loop. What is assigned to `latents`, `guidance_scale`, `guidance_rescale`,
+    `prompt_embeds` or `negative_prompt_embeds` holds from the next step on."""
+
+    step: int
+    num_steps: int
+    timestep: float
+    latents: Array  # (batch, channels, height / factor, width / factor)
+    denoised: Array  # the step's prediction of the finished latents: what a preview decodes
+    guidance_scale: float
+    guidance_rescale: float
+    prompt_embeds: Array  # (batch, tokens, width)
+    negative_prompt_embeds: Array | None
+
+
+def as_list(prompt: object, name: str = "prompt") -> list[str]:
+    """A prompt or several as a list. Raises InputError for anything that is not text."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if isinstance(prompt, Sequence) and prompt and all(isinstance(one, str) for one in prompt):
+        return list(prompt)
+    raise InputError(f"{name} must be a string or a list of strings, not {prompt!r}")
+
+
+def as_negative(negative: object, count: int) -> list[str]:
+    """One negative prompt for each prompt; none means the empty one. Raises InputError when the counts differ."""
+    texts = as_list("" if negative is None else negative, "negative_prompt")
+    if len(texts) not in (1, count):
+        raise InputError(f"{len(texts)} negative prompts for {count} prompts; give one, or one for each")
+    return texts * count if len(texts) == 1 else texts
+
+
+def check_count(name: str, value: object) -> int:
+    """A whole number of at least 1. Raises InputError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
+    return int(value)
+
+
+def check_size(name: str, value: object, multiple: int) -> int:
+    """A picture's height or width. Raises InputError naming the nearest sizes that would do."""
+    size = check_count(name, value)
+    if size % multiple:
+        below = size // multiple * multiple
+        near = [str(n) for n in (below, below + multiple) if n]
+        raise InputError(f"{name}={size} is not a multiple of {multiple}, as this model needs; {' or '.join(near)} would do")
+    return size
+
+
+def make_generators(seed: Seed, generator: Generators | None, images: int) -> Generators:
+    """The generators of a call: what the caller gave, one for a seed, one each for a list of seeds.
+
+    Raises InputError when both are given or a list does not have one entry for each picture.
+    """
+    if seed is not None and generator is not None:
+        raise InputError("seed and generator were both given; give one of them")
+    if generator is None:
+        if seed is None:
+            return Generator(int(np.random.SeedSequence().entropy) % 2**63)  # type: ignore[arg-type]  # an int when nobody set it
+        if isinstance(seed, int | np.integer) and not isinstance(seed, bool):
+            return Generator(int(seed))
+        if not isinstance(seed, Sequence) or isinstance(seed, str) or not all(isinstance(one, int | np.integer) for one in seed):
+            raise InputError(f"seed must be a whole number or a list of them, not {seed!r}")
+        generator = [Generator(int(one)) for one in seed]
+    if isinstance(generator, list) and len(generator) != images:
+        raise InputError(f"{len(generator)} seeds or generators for {images} pictures; give one, or one for each picture")
+    return generator
+
+
+def guide(negative: Array, positive: Array, scale: float, rescale: float = 0.0) -> Array:
+    """Classifier-free guidance (Ho & Salimans 2022), then the rescaling of Lin et al. 2023 (equation 16)."""
+    guided = negative + np.float32(scale) * (positive - negative)
+    if not rescale:
+        return guided
+    axes = tuple(range(1, guided.ndim))
+    ratio = positive.std(axes, ddof=1, keepdims=True) / guided.std(axes, ddof=1, keepdims=True)
+    return (np.float32(rescale) * guided * ratio + np.float32(1 - rescale) * guided).astype(guided.dtype)
+
+
+def guidance_embedding(scale: float, width: int, batch: int) -> Array:
+    """The sinusoidal embedding of w = guidance - 1 that LCM takes in place of a doubled batch: (batch, width)."""
+    half = width // 2
+    frequencies = np.exp(-np.log(np.float32(10000)) / (half - 1) * np.arange(half, dtype=np.float32))
+    angles = np.float32((scale - 1) * 1000) * frequencies
+    embedding = np.concatenate([np.sin(angles), np.cos(angles), np.zeros(width % 2, dtype=np.float32)])
+    return np.tile(embedding.astype(np.float32), (batch, 1))
+
+
+def timestep_input(engine: Engine, timestep: float, batch: int, name: str = "timestep") -> Array:
+    """The timestep in the form that a graph takes it: a scalar, one number, or one for each of the batch."""
+    spec = next(spec for spec in engine.signature.inputs if spec.name == name)
+    shape = tuple(dim if isinstance(dim, int) else batch for dim in spec.shape)
+    return np.full(shape, timestep, dtype=spec.dtype)
+
+
+def fixed_size(engine: Engine, name: str, axis: int) -> int | None:
+    """The number that a static graph fixes for an input's axis; None where it is free."""
+    dim = next(spec for spec in engine.signature.inputs if spec.name == name).shape[axis]
+    return dim if isinstance(dim, int) else None
+
+
+def require_engines(engines: Mapping[str, Engine], roles: Sequence[str], family: str) -> None:
+    """Raise InputError naming every role that a family needs and a bundle lacks."""
+    missing = [role for role in roles if role not in engines]
+    if missing:
+        raise InputError(f"{family} needs the components {', '.join(roles)}; missing: {', '.join(missing)}")

@@ -1,0 +1,241 @@
+"""Stable Diffusion 1.x and 2.x, text to image: latent diffusion (Rombach et al. 2022) with classifier-free guidance."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ..engines import Engine, run_in_batches
+from ..errors import InputError
+from ..images import to_pil, to_unit
+from ..noise import randn_tensor
+from ..schedulers import Scheduler
+from ..tokenizer import Tokenizer
+from .common import (
+    Array,
+    Generators,
+    Output,
+    Seed,
+    State,
+    as_list,
+    as_negative,
+    check_count,
+    check_size,
+    fixed_size,
+    guidance_embedding,
+    guide,
+    make_generators,
+    require_engines,
+    timestep_input,
+)
+
+OUTPUT_TYPES = ("pil", "np", "latent")
+Callback = Callable[["StableDiffusion", int, float, dict[str, Any]], dict[str, Any] | None]
+
+
+class StableDiffusion:
+    """diffusers' `StableDiffusionPipeline` around engines: same arguments, same seeds, same pictures, no PyTorch.
+
+    One instance may serve several threads: a call keeps its state to itself, the scheduler's included.
+    """
+
+    roles = ("text_encoder", "unet", "vae_decoder")
+
+    def __init__(
+        self,
+        engines: Mapping[str, Engine],
+        tokenizers: Mapping[str, Tokenizer],
+        scheduler: Scheduler,
+        configs: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        require_engines(engines, self.roles, "StableDiffusionPipeline")
+        self.text_encoder, self.denoiser, self.vae_decoder = (engines[role] for role in self.roles)
+        self.tokenizer = tokenizers["tokenizer"]
+        self.scheduler = scheduler
+        self._unet_config, self._vae_config = configs["unet"], configs["vae_decoder"]
+        self.vae_scale_factor = 2 ** (len(self._vae_config["block_out_channels"]) - 1)
+        self.size_multiple = self.vae_scale_factor
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """The sampler; assign another, `EulerDiscreteScheduler.from_config(pipe.scheduler.config)`, to exchange it."""
+        return self._scheduler
+
+    @scheduler.setter
+    def scheduler(self, scheduler: Scheduler) -> None:
+        if not isinstance(scheduler, Scheduler):
+            raise InputError(f"a scheduler of ingot.runtimes.schedulers is needed, not {type(scheduler).__name__}")
+        self._scheduler = scheduler
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """(height, width) in pixels when a call names none: what the checkpoint was trained at."""
+        side = self._unet_config["sample_size"]
+        height, width = (side, side) if isinstance(side, int) else side
+        return height * self.vae_scale_factor, width * self.vae_scale_factor
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        progress: bool = True,
+        output_type: str = "pil",
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        **arguments: Any,
+    ) -> Output:
+        """Pictures for a prompt or several: `Output.images`.
+
+        Takes what `steps` takes, and: `progress` shows a bar; `output_type` is "pil", "np" for an array
+        (batch, height, width, 3) in 0..1, or "latent"; `callback_on_step_end(pipe, step, timestep, kwargs)` as in diffusers,
+        with arrays for tensors. Raises InputError for arguments that cannot be used, before any graph runs.
+
+        >>> import ingot                                                # doctest: +SKIP
+        >>> pipe = ingot.load("shapes-bundle")                          # doctest: +SKIP
+        >>> pipe("a large red ring on a blue background", seed=0).images[0].save("ring.png")  # doctest: +SKIP
+        """
+        if output_type not in OUTPUT_TYPES:
+            raise InputError(f"unknown output_type {output_type!r}; available: {', '.join(OUTPUT_TYPES)}")
+        run = self.steps(prompt, **arguments)
+        state = next(run)  # arguments are checked here, so that no bar stands over an error
+        with tqdm(total=state.num_steps, disable=not progress) as bar:
+            while True:
+                bar.update()
+                if callback_on_step_end is not None:
+                    wanted = {name: getattr(state, name) for name in callback_on_step_end_tensor_inputs}
+                    for name, value in (callback_on_step_end(self, state.step, state.timestep, wanted) or {}).items():
+                        setattr(state, name, value)
+                following = next(run, None)
+                if following is None:
+                    break
+                state = following
+        return Output(state.latents if output_type == "latent" else self._pictures(state.latents, output_type))
+
+    def steps(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        guidance_scale: float = 7.5,
+        guidance_rescale: float = 0.0,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.0,
+        seed: Seed = None,
+        generator: Generators | None = None,
+        latents: Array | None = None,
+        prompt_embeds: Array | None = None,
+        negative_prompt_embeds: Array | None = None,
+    ) -> Iterator[State]:
+        """The loop: yields a `State` after every step, so that progress, previews, changes half-way and stopping belong
+        to the caller. `decode(state.latents)` makes pictures of the last one.
+
+        Arguments are diffusers'; `seed` stands for `torch.Generator().manual_seed(seed)`, a list of seeds for a list of
+        them. `latents` (batch, channels, height / factor, width / factor) replace the first noise. Raises InputError.
+        """
+        per_prompt = check_count("num_images_per_prompt", num_images_per_prompt)
+        size = (self._size("height", height), self._size("width", width))
+        scheduler = copy.deepcopy(self._scheduler)
+        custom = timesteps is not None or sigmas is not None
+        count = None if custom else check_count("num_inference_steps", num_inference_steps)
+        scheduler.set_timesteps(count, timesteps=timesteps, sigmas=sigmas)
+        positive, negative = self._embeddings(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, guidance_scale)
+        positive = np.repeat(positive, per_prompt, axis=0)
+        negative = None if negative is None else np.repeat(negative, per_prompt, axis=0)
+        generators = make_generators(seed, generator, len(positive))
+        x = self._first_latents(latents, len(positive), size, generators, scheduler.init_noise_sigma)
+        return self._loop(scheduler, generators, x, positive, negative, float(guidance_scale), float(guidance_rescale), eta)
+
+    def decode(self, latents: Array) -> Array:
+        """Pictures of latents: (batch, height, width, 3) in 0..1. One at a time, which bounds the decoder's memory."""
+        scaled = (latents / np.float32(self._vae_config["scaling_factor"])).astype(np.float32)
+        return to_unit(run_in_batches(self.vae_decoder, {"latent_sample": scaled}, most=1)["sample"])
+
+    def encode_prompt(self, prompts: Sequence[str]) -> Array:
+        """Text embeddings, (len(prompts), tokens, width)."""
+        encoded = run_in_batches(self.text_encoder, {"input_ids": self.tokenizer(prompts)}, most=1)
+        return encoded["last_hidden_state"].astype(np.float32)
+
+    def _loop(
+        self, scheduler: Scheduler, generators: Generators, latents: Array, positive: Array, negative: Array | None,
+        scale: float, rescale: float, eta: float,
+    ) -> Iterator[State]:  # fmt: skip
+        state = State(-1, len(scheduler.timesteps), 0.0, latents, latents, scale, rescale, positive, negative)
+        for i, t in enumerate(scheduler.timesteps):
+            noise = self._predict(state, scheduler.scale_model_input(state.latents, t), float(t))
+            stepped = scheduler.step(noise, t, state.latents, generator=generators, eta=eta)
+            state.step, state.timestep = i, float(t)
+            state.latents, state.denoised = stepped.prev_sample, stepped.denoised
+            yield state
+
+    def _predict(self, state: State, sample: Array, timestep: float) -> Array:
+        guided = state.negative_prompt_embeds is not None and state.guidance_scale > 1
+        embeds = state.prompt_embeds
+        if guided:
+            sample, embeds = np.concatenate([sample, sample]), np.concatenate([state.negative_prompt_embeds, embeds])  # type: ignore[list-item]  # not None when guided
+        inputs = {"sample": sample, "encoder_hidden_states": embeds, "timestep": timestep_input(self.denoiser, timestep, len(sample))}
+        if self._condition_width:
+            inputs["timestep_cond"] = guidance_embedding(state.guidance_scale, self._condition_width, len(sample))
+        out = run_in_batches(self.denoiser, inputs)["out_sample"].astype(np.float32)
+        if not guided:
+            return out
+        half = len(out) // 2
+        return guide(out[:half], out[half:], state.guidance_scale, state.guidance_rescale)
+
+    @property
+    def _condition_width(self) -> int | None:
+        """Width of the guidance embedding of a distilled UNet (LCM), which takes guidance as an input, not a batch."""
+        return self._unet_config.get("time_cond_proj_dim")
+
+    def _embeddings(
+        self, prompt: object, negative_prompt: object, prompt_embeds: Array | None, negative_embeds: Array | None, scale: float
+    ) -> tuple[Array, Array | None]:
+        if (prompt is None) == (prompt_embeds is None):
+            raise InputError("give a prompt or prompt_embeds, and not both")
+        if negative_prompt is not None and negative_embeds is not None:
+            raise InputError("give negative_prompt or negative_prompt_embeds, not both")
+        texts = None if prompt is None else as_list(prompt)
+        count = len(texts) if texts is not None else len(prompt_embeds)  # type: ignore[arg-type]  # one of the two is there
+        negatives = as_negative(negative_prompt, count)
+        positive = prompt_embeds if texts is None else self.encode_prompt(texts)
+        if scale <= 1 or self._condition_width:
+            return np.asarray(positive), None
+        if negative_embeds is None:
+            # each different text once: a batch shares its negative prompt nearly always
+            rows = {text: self.encode_prompt([text]) for text in dict.fromkeys(negatives)}
+            negative_embeds = np.concatenate([rows[text] for text in negatives])
+        if np.shape(negative_embeds) != np.shape(positive):
+            raise InputError(f"negative_prompt_embeds has shape {np.shape(negative_embeds)}, prompt_embeds {np.shape(positive)}; they must be equal")
+        return np.asarray(positive), np.asarray(negative_embeds)
+
+    def _first_latents(self, given: Array | None, batch: int, size: tuple[int, int], generators: Generators, sigma: float) -> Array:
+        shape = (batch, self._unet_config["in_channels"], *(side // self.vae_scale_factor for side in size))
+        if given is not None and np.shape(given) != shape:
+            raise InputError(f"latents has shape {np.shape(given)}, not {shape}")
+        noise = randn_tensor(shape, generators) if given is None else np.asarray(given, dtype=np.float32)
+        return noise * np.float32(sigma)
+
+    def _size(self, name: str, value: int | None) -> int:
+        axis = ("height", "width").index(name)
+        fixed = fixed_size(self.denoiser, "sample", 2 + axis)
+        if fixed is not None:
+            fixed *= self.vae_scale_factor
+            if value not in (None, fixed):
+                raise InputError(f"{name}={value}: this bundle was exported with the static {name} {fixed}")
+            return fixed
+        return check_size(name, self.default_size[axis] if value is None else value, self.size_multiple)
+
+    def _pictures(self, latents: Array, output_type: str) -> Any:
+        pictures = self.decode(latents)
+        return to_pil(pictures) if output_type == "pil" else pictures
+
+
+PIPELINE = StableDiffusion

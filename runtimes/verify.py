@@ -1,0 +1,55 @@
+"""`ingot verify`: hold a bundle against what its manifest promises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .bundle import Bundle
+from .errors import BundleError
+from .load import open_engine
+from .manifest import Graph
+from .metrics import compare
+from .parity_data import load_calls
+
+
+def verify(path: str | Path, *, deep: bool = False, **options: Any) -> Iterator[str]:
+    """Check schema, files and hashes; with `deep`, run every graph on its stored inputs and hold the outputs against the
+    torch component's. Yields a line for everything that was found right; `options` go to the engines.
+
+    Raises BundleError at the first thing that is wrong.
+    """
+    bundle = Bundle.open(path)
+    files = bundle.manifest.files
+    yield f"manifest: schema {bundle.manifest.schema}, {len(bundle.manifest.components)} components"
+    yield f"files: {len(files)} of {len(files)} have their size and sha256 ({sum(f.size for f in files.values()) / 1e6:,.1f} MB)"
+    if deep:
+        for role, entry in bundle.manifest.components.items():
+            for graph in entry.graphs:
+                yield _run(bundle, role, graph, entry.parity_data, options)
+
+
+def _run(bundle: Bundle, role: str, graph: Graph, data: str | None, options: dict[str, Any]) -> str:
+    name = f"{role} on {graph.engine} {graph.precision}"
+    if data is None or graph.parity is None:
+        raise BundleError(f"{name}: the bundle stores no parity data for it; export it again")
+    engine = open_engine(bundle, graph, **options)
+    worst, compared = 0.0, 0
+    for inputs, outputs in load_calls(bundle.file(data)):
+        if not _takes(graph, inputs):
+            continue  # a static graph takes the sizes of the first recording only
+        found = engine.run({spec.name: inputs[spec.name] for spec in graph.signature.inputs})
+        worst = max(worst, *(compare(outputs[output], array).rel_l2 for output, array in found.items()))
+        compared += 1
+    if not compared or worst > graph.parity.limit:
+        raise BundleError(f"{name}: relative L2 {worst:.2e} over {compared} calls; the limit is {graph.parity.limit:.0e}")
+    return f"{name}: relative L2 {worst:.2e} over {compared} calls (limit {graph.parity.limit:.0e})"
+
+
+def _takes(graph: Graph, inputs: dict[str, Any]) -> bool:
+    return all(
+        isinstance(dim, str) or dim == got
+        for spec in graph.signature.inputs
+        for dim, got in zip(spec.shape, inputs[spec.name].shape, strict=True)
+    )

@@ -1,0 +1,46 @@
+"""Fixtures that several test files share: tiny checkpoints, built once a session, each with a folder it was saved to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A pipeline with random weights and the folder that holds it as `save_pretrained` writes it."""
+
+    pipe: Any
+    folder: Path
+
+
+def _build(name: str, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    # Imported here: tests of the torch-free half share this file and must not load torch.
+    from . import tiny
+
+    folder = tmp_path_factory.mktemp(name)
+    pipe = getattr(tiny, name)(folder / "parts")
+    pipe.set_progress_bar_config(disable=True)
+    pipe.save_pretrained(folder / "checkpoint")
+    return Tiny(pipe, folder / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """Stable Diffusion."""
+    return _build("sd", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """Stable Diffusion XL."""
+    return _build("sdxl", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def tiny_controlnet(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """Stable Diffusion with a ControlNet."""
+    return _build("controlnet", tmp_path_factory)

@@ -1,0 +1,217 @@
+"""Casting from end to end: what is refused, what is left behind, what others read."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ingot
+from ingot import Bundle, ExportError, InputError, ParityError
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(item.name for item in folder.iterdir())
+
+
+def test_bundle_has_what_the_manifest_and_other_readers_want(tiny_bundle: Path) -> None:
+    manifest = Bundle.open(tiny_bundle).manifest
+    assert {"model_index.json", "scheduler/scheduler_config.json", "unet/config.json", "vae_decoder/config.json", "tokenizer/vocab.json"} <= set(manifest.files)
+    assert manifest.parity["onnx"].psnr_db is None or manifest.parity["onnx"].psnr_db >= 60
+    assert manifest.scheduler["_class_name"] == json.loads((tiny_bundle / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
+    files = {file.relative_to(tiny_bundle).as_posix() for file in tiny_bundle.rglob("*") if file.is_file()}
+    assert files == {*manifest.files, "ingot.json"}
+
+
+def test_float16_bundle_is_half_the_size_and_near_diffusers(tiny_sd: Any, tiny_bundle: Path, tmp_path: Path) -> None:
+    half = ingot.export(tiny_sd.folder, tmp_path / "half", dtype="float16", progress=False)
+    sizes = [sum(entry.size for name, entry in Bundle.open(b).manifest.files.items() if name.endswith(".onnx")) for b in (half, tiny_bundle)]
+    assert sizes[0] < 0.6 * sizes[1]
+    pictures = [ingot.load(b)("a cat", num_inference_steps=2, height=64, width=64, seed=0, output_type="np", progress=False).images for b in (half, tiny_bundle)]
+    assert np.abs(pictures[0] - pictures[1]).mean() < 0.01  # of 1: a few grey levels, the rounding of 11-bit numbers
+
+
+def test_static_bundle_takes_its_own_size_only(tiny_sd: Any, tiny_bundle: Path, tmp_path: Path) -> None:
+    static = ingot.export(tiny_sd.folder, tmp_path / "static", height=64, width=96, batch=2, static=True, progress=False)
+    pipe = ingot.load(static)
+    call = {"num_inference_steps": 2, "seed": [0, 1, 2], "num_images_per_prompt": 3, "output_type": "latent", "progress": False}
+    free = ingot.load(tiny_bundle)("a cat", height=64, width=96, **call).images
+    np.testing.assert_allclose(pipe("a cat", **call).images, free, atol=1e-4, rtol=0)  # 3 pictures through graphs of batch 2
+    with pytest.raises(InputError, match="height=128: this bundle was exported with the static height 64"):
+        pipe("a cat", height=128, **call)
+    assert list(ingot.verify(static, deep=True))
+
+
+def test_a_pipeline_in_memory_exports_too(tiny_sd: Any, tmp_path: Path) -> None:
+    bundle = ingot.export(tiny_sd.pipe, tmp_path / "bundle", progress=False)
+    assert Bundle.open(bundle).manifest.provenance.source == "StableDiffusionPipeline"
+    assert tiny_sd.pipe.unet is not None  # the caller's pipeline is left whole
+    assert tiny_sd.pipe("a cat", num_inference_steps=1, height=64, width=64).images
+
+
+def test_families_without_a_loop_of_ours_export_too(tiny_sdxl: Any, tmp_path: Path) -> None:
+    bundle = ingot.export(tiny_sdxl.folder, tmp_path / "bundle", progress=False)
+    assert {"text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder"} == set(Bundle.open(bundle).manifest.components)
+    assert list(ingot.verify(bundle, deep=True))
+
+
+def test_a_graph_that_computes_something_else_fails_the_export(tiny_sd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ingot.exporters.targets import onnx
+
+    honest = onnx.export
+
+    def wrong(component: Any, folder: Path, **options: Any) -> Any:
+        if component.role != "vae_decoder":
+            return honest(component, folder, **options)
+        parameter = component.source.decoder.conv_out.bias
+        kept = parameter.detach().clone()
+        parameter.data += 0.01
+        written = honest(component, folder, **options)
+        parameter.data = kept
+        return written
+
+    monkeypatch.setattr(onnx, "export", wrong)
+    with pytest.raises(ParityError, match="vae_decoder"):
+        ingot.export(tiny_sd.folder, tmp_path / "bundle", progress=False)
+    assert leftovers(tmp_path) == []
+
+
+def test_a_picture_that_differs_fails_the_export(tiny_sd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ingot.runtimes.pipelines.stable_diffusion import StableDiffusion
+
+    honest = StableDiffusion.decode
+    monkeypatch.setattr(StableDiffusion, "decode", lambda self, latents: honest(self, latents * 1.05))
+    with pytest.raises(ParityError, match=r"dB from diffusers' with the same seed; float32 must reach 60 dB"):
+        ingot.export(tiny_sd.folder, tmp_path / "bundle", progress=False)
+    assert leftovers(tmp_path) == []
+
+
+WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
+    "target": ("shapes", {"to": "onx"}, "unknown target 'onx'; available: onnx"),
+    "dtype": ("shapes", {"dtype": "int3"}, "unknown dtype 'int3'; available: float16, float32"),
+    "batch": ("shapes", {"batch": 0}, "batch=0"),
+    "size": ("shapes", {"height": -8}, "-8x-8"),
+    "no such path": ("./nowhere", {}, "nowhere is neither a file, a folder, a hub id"),
+    "not a model": (3, {}, "not int"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_bad_arguments_are_refused_before_anything_is_written(tmp_path: Path, name: str) -> None:
+    model, options, message = WRONG[name]
+    with pytest.raises(InputError, match=message):
+        ingot.export(model, tmp_path / "bundle", progress=False, **options)
+    assert leftovers(tmp_path) == []
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    with pytest.raises(InputError, match=r"no diffusers checkpoint: it has no model_index\.json"):
+        ingot.export(tmp_path / "model", tmp_path / "bundle", progress=False)
+
+
+def test_a_checkpoint_without_a_component_is_refused(tiny_sd: Any, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(tiny_sd.folder, tmp_path / "broken"))
+    shutil.rmtree(broken / "unet")
+    with pytest.raises(ExportError, match=r"diffusers could not load .*broken"):
+        ingot.export(broken, tmp_path / "bundle", progress=False)
+    assert leftovers(tmp_path) == ["broken"]
+
+
+def test_pickled_weights_need_a_yes(tiny_sd: Any, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    pickled = Path(shutil.copytree(tiny_sd.folder, tmp_path / "pickled"))
+    weights = pickled / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    with pytest.raises(InputError, match=r"unet only as pickle.*can run any code.*--allow-pickle"):
+        ingot.export(pickled, tmp_path / "bundle", progress=False)
+    (tmp_path / "one.ckpt").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"one\.ckpt: pickled weights can run any code"):
+        ingot.export(tmp_path / "one.ckpt", tmp_path / "bundle", progress=False)
+    ingot.export(pickled, tmp_path / "bundle", allow_pickle=True, progress=False)
+    assert Bundle.open(tmp_path / "bundle").manifest.components
+
+
+def test_an_existing_folder_is_not_overwritten_unasked(tiny_sd: Any, tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    with pytest.raises(InputError, match="bundle exists; name another folder, or give --overwrite"):
+        ingot.export(tiny_sd.folder, bundle, progress=False)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="is no bundle; it is not replaced"):
+        ingot.export(tiny_sd.folder, tmp_path / "mine", overwrite=True, progress=False)
+    before = Bundle.open(bundle).manifest.provenance.created
+    time.sleep(1)  # `created` counts whole seconds
+    ingot.export(tiny_sd.folder, bundle, overwrite=True, progress=False)
+    assert Bundle.open(bundle).manifest.provenance.created != before
+    assert leftovers(tmp_path) == ["bundle", "mine"]
+
+
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tiny_sd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(ExportError, match=r"the bundle needs .* and the disk of .* has 1 kB free"):
+        ingot.export(tiny_sd.folder, tmp_path / "bundle", progress=False)
+    assert leftovers(tmp_path) == []
+
+
+def test_a_disk_that_fills_up_leaves_nothing(tiny_sd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ingot.exporters import export as exporting
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(exporting, "write_configs", full)
+    with pytest.raises(ExportError, match="No space left on device; nothing was kept"):
+        ingot.export(tiny_sd.folder, tmp_path / "bundle", progress=False)
+    assert leftovers(tmp_path) == []
+
+
+def test_a_place_that_cannot_be_written_is_refused(tiny_sd: Any, tmp_path: Path) -> None:
+    # a file in the way stands for a read-only disk: root, who runs many test machines, may write everywhere else
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExportError, match=r"cannot write to .*file"):
+        ingot.export(tiny_sd.folder, tmp_path / "file" / "bundle", progress=False)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
+def test_a_stopped_export_leaves_nothing_that_opens(tiny_sd: Any, tmp_path: Path, stop: signal.Signals) -> None:
+    command = [sys.executable, "-m", "ingot.cli", "export", str(tiny_sd.folder), "-o", str(tmp_path / "bundle")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob(".bundle*/*")) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(stop)
+    assert process.returncode == (130 if stop is signal.SIGINT else -signal.SIGKILL)
+    assert not (tmp_path / "bundle").exists()
+    assert not list(tmp_path.rglob("ingot.json"))
+    ingot.export(tiny_sd.folder, tmp_path / "bundle", progress=False)
+    assert leftovers(tmp_path) == ["bundle"]
+
+
+def test_both_text_encoder_layouts_are_read_alike(tiny_sd: Any, tmp_path: Path) -> None:
+    """transformers 5 saves CLIPTextModel without its prefix; checkpoints have it. Random weights would be the silent failure."""
+    from safetensors.torch import load_file, save_file
+
+    from ingot.exporters.checkpoint import load_checkpoint
+
+    other = Path(shutil.copytree(tiny_sd.folder, tmp_path / "other"))
+    file = other / "text_encoder" / "model.safetensors"
+    weights = load_file(file)
+    prefixed = any(name.startswith("text_model.") for name in weights)
+    renamed = {name.removeprefix("text_model.") if prefixed else f"text_model.{name}": value for name, value in weights.items()}
+    save_file(renamed, file, metadata={"format": "pt"})
+    one, two = (load_checkpoint(folder).pipe.text_encoder.state_dict() for folder in (tiny_sd.folder, other))
+    assert all((one[name] == two[name]).all() for name in one)
