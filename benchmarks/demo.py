@@ -37,7 +37,10 @@ def main() -> None:
     theirs = with_diffusers()
     for name, pictures in (("onnxruntime", ours), ("diffusers", theirs)):
         grid(pictures, columns=4).resize((1024, 512), Image.Resampling.NEAREST).save(folder / f"{name}.png")
-        print(f"{name}: {folder / f'{name}.png'}; the checker finds right: " + ", ".join(f"{k} {v:.0%}" for k, v in score(PROMPTS, pictures).items()))
+        print(
+            f"{name}: {folder / f'{name}.png'}; the checker finds right: "
+            + ", ".join(f"{k} {v:.0%}" for k, v in score(PROMPTS, pictures).items())
+        )
     psnr = image_psnr(*(np.stack([np.asarray(p) for p in ps]).astype(np.float32) / 255 for ps in (theirs, ours)))
     print(f"PSNR of the two grids: {'they are equal' if np.isinf(psnr) else f'{psnr:.1f} dB'}")
 
@@ -60,7 +63,9 @@ def with_diffusers() -> list[Image.Image]:
     pipe = StableDiffusionPipeline.from_pretrained(MODEL_DIR, torch_dtype=torch.float32)
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     seeds = [torch.Generator().manual_seed(seed) for seed in SEEDS]
-    pictures: list[Image.Image] = pipe(PROMPTS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=seeds).images
+    pictures: list[Image.Image] = pipe(
+        PROMPTS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=seeds
+    ).images
     return pictures
 
 

@@ -30,17 +30,32 @@ def main() -> None:
     checkpoint, bundle = arguments.work / "checkpoint", arguments.work / f"bundle-{arguments.dtype}"
     if not checkpoint.exists():
         # in a process of its own, so that its memory is not counted
-        subprocess.run([sys.executable, "-c", f"from ingot.benchmarks.full_size import save; save({str(checkpoint)!r})"], check=True)
+        subprocess.run(
+            [sys.executable, "-c", f"from ingot.benchmarks.full_size import save; save({str(checkpoint)!r})"],
+            check=True,
+        )
     shutil.rmtree(bundle, ignore_errors=True)
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     began = time.monotonic()
-    command = [sys.executable, "-m", "ingot.cli", "export", str(checkpoint), "-o", str(bundle), "--dtype", arguments.dtype]
+    command = [
+        sys.executable,
+        "-m",
+        "ingot.cli",
+        "export",
+        str(checkpoint),
+        "-o",
+        str(bundle),
+        "--dtype",
+        arguments.dtype,
+    ]
     subprocess.run(command, check=True)
     seconds = time.monotonic() - began
     peak = max(before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) * 1024
     size = sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file())
     print(f"\n| Stable Diffusion 1.5, random weights | {arguments.dtype} |\n|---|---|")
-    print(f"| export, s | {seconds:.0f} |\n| peak resident memory, GiB | {peak / 2**30:.2f} |\n| bundle, GB | {size / 1e9:.2f} |")
+    print(
+        f"| export, s | {seconds:.0f} |\n| peak resident memory, GiB | {peak / 2**30:.2f} |\n| bundle, GB | {size / 1e9:.2f} |"
+    )
 
 
 def save(folder: str) -> None:
@@ -61,7 +76,14 @@ def save(folder: str) -> None:
         vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768,
         eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
     ))  # fmt: skip
-    scheduler = PNDMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
+    scheduler = PNDMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        skip_prk_steps=True,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
     StableDiffusionPipeline(
         vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=scheduler, safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,

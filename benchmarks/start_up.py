@@ -41,7 +41,9 @@ def _cast(path: Path) -> str:
 
 
 def _measure(bundle: str) -> tuple[float, ...]:
-    done = subprocess.run([sys.executable, "-c", _STAGES.format(bundle=bundle)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", _STAGES.format(bundle=bundle)], capture_output=True, text=True, check=True
+    )
     return tuple(float(value) for value in done.stdout.split())
 
 

@@ -23,7 +23,9 @@ def atomic_folder(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     if final.exists() and not overwrite:
         raise InputError(f"{final} exists; name another folder, or give --overwrite (overwrite=True) to replace it")
     if final.exists() and not (final / "ingot.json").is_file() and (not final.is_dir() or any(final.iterdir())):
-        raise InputError(f"{final} exists and is no bundle; it is not replaced, not even with overwrite: name another folder")
+        raise InputError(
+            f"{final} exists and is no bundle; it is not replaced, not even with overwrite: name another folder"
+        )
     partial = final.parent / f".{final.name}{_MARK}{os.getpid()}"
     try:
         final.parent.mkdir(parents=True, exist_ok=True)

@@ -17,13 +17,16 @@ Term = tuple[Fraction, tuple[str, ...]]
 _PRODUCTS = (("batch",), ("height",), ("width",), ("height", "width"), ("batch", "height", "width"))
 
 
-def name_shapes(pairs: Mapping[str, tuple[Sequence[int], Sequence[int]]], axes: tuple[Axes, Axes]) -> dict[str, tuple[Dim, ...]]:
+def name_shapes(
+    pairs: Mapping[str, tuple[Sequence[int], Sequence[int]]], axes: tuple[Axes, Axes]
+) -> dict[str, tuple[Dim, ...]]:
     """The symbolic shape of each tensor of one graph, from its shapes in two recordings.
 
     A graph counts its own batch: where classifier-free guidance doubles it, every `2*batch` becomes `batch`.
     """
     terms = {
-        name: [_explain(a, b, axes) if a != b else a for a, b in zip(*shapes, strict=True)] for name, shapes in pairs.items()
+        name: [_explain(a, b, axes) if a != b else a for a, b in zip(*shapes, strict=True)]
+        for name, shapes in pairs.items()
     }
     batches = [dim[0] for dims in terms.values() for dim in dims if isinstance(dim, tuple) and dim[1] == ("batch",)]
     unit = _gcd(batches) if batches else Fraction(1)

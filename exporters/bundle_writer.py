@@ -27,7 +27,10 @@ _PACKAGES = ("ingot", "torch", "diffusers", "transformers", "onnx", "onnxscript"
 
 def write_parity_data(component: Component, folder: Path) -> str:
     """Store recorded calls with the float32 torch component's answers; returns the file's name in the bundle."""
-    halves = {tuple(sorted((name, tuple(t.shape)) for name, t in call.inputs.items())): call for call in reversed(component.calls)}
+    halves = {
+        tuple(sorted((name, tuple(t.shape)) for name, t in call.inputs.items())): call
+        for call in reversed(component.calls)
+    }
     calls = [
         ({name: t.numpy() for name, t in call.inputs.items()}, {name: t.numpy() for name, t in call.outputs.items()})
         for call in list(halves.values())[:PARITY_CALLS]
@@ -51,7 +54,9 @@ def write_configs(pipe: Any, components: list[Component], folder: Path) -> None:
     pipe.save_config(folder)
     pipe.scheduler.save_pretrained(folder / "scheduler")
     for component in components:
-        (folder / component.role / "config.json").write_text(json.dumps(plain(config_of(component.source)), indent=2) + "\n")
+        (folder / component.role / "config.json").write_text(
+            json.dumps(plain(config_of(component.source)), indent=2) + "\n"
+        )
 
 
 def write_tokenizers(pipe: Any, folder: Path) -> dict[str, str]:
@@ -62,7 +67,9 @@ def write_tokenizers(pipe: Any, folder: Path) -> dict[str, str]:
             continue
         fast = getattr(part, "backend_tokenizer", None)
         if fast is None:
-            raise ExportError(f"{role} ({type(part).__name__}) has no fast form, which the torch-free runtime needs: pip install sentencepiece protobuf, and try again")
+            raise ExportError(
+                f"{role} ({type(part).__name__}) has no fast form, as running needs it: pip install sentencepiece protobuf, and try again"
+            )
         part.save_pretrained(folder / role)
         _write_vocabulary(json.loads(fast.to_str()), folder / role)
         fast.enable_truncation(part.model_max_length)
@@ -92,10 +99,18 @@ def make_manifest(
         pipeline=type(pipe).__name__,
         components=entries,
         tokenizers=tokenizers,
-        scheduler=plain(pipe.scheduler.config) | {"_class_name": type(pipe.scheduler).__name__},
+        scheduler=_scheduler_options(pipe.scheduler),
         files={file.relative_to(folder).as_posix(): describe_file(file) for file in files},
         provenance=origin,
     )
+
+
+def _scheduler_options(scheduler: Any) -> dict[str, Any]:
+    """What the checkpoint itself says of its scheduler: an option that nobody gave is left to each class's own default,
+    which is how diffusers exchanges schedulers."""
+    defaulted = set(scheduler.config.get("_use_default_values", ()))
+    given = {name: value for name, value in scheduler.config.items() if name not in defaulted}
+    return {**plain(given), "_class_name": type(scheduler).__name__}
 
 
 def save_manifest(folder: Path, manifest: Manifest) -> None:
@@ -112,7 +127,11 @@ def config_of(module: torch.nn.Module) -> dict[str, Any]:
 def plain(value: Any) -> Any:
     """The value as JSON can hold it; dtypes and the like by their names, private entries left out."""
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items() if str(k) in ("_class_name", "_diffusers_version") or not str(k).startswith("_")}
+        return {
+            str(k): plain(v)
+            for k, v in value.items()
+            if str(k) in ("_class_name", "_diffusers_version") or not str(k).startswith("_")
+        }
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return value if value is None or isinstance(value, str | int | float | bool) else str(value)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 from diffusers import DiffusionPipeline
 
 from ingot.runtimes.errors import ExportError, InputError
@@ -29,7 +33,9 @@ class Checkpoint:
     licence: str | None
 
 
-def load_checkpoint(model: str | Path, *, revision: str | None = None, allow_pickle: bool = False, config: str | Path | None = None) -> Checkpoint:
+def load_checkpoint(
+    model: str | Path, *, revision: str | None = None, allow_pickle: bool = False, config: str | Path | None = None
+) -> Checkpoint:
     """Load MODEL: the word `shapes`, a folder, a `.safetensors` file (with `config`, a folder or hub id of the same
     architecture, where the hub cannot be reached), or a hub id.
 
@@ -44,8 +50,15 @@ def load_checkpoint(model: str | Path, *, revision: str | None = None, allow_pic
     if path.is_file():
         return Checkpoint(_from_file(path, allow_pickle, config), str(path), None, None)
     if path.suffix or path.is_absolute() or str(model).startswith((".", "~")) or str(model).count("/") != 1:
-        raise InputError(f"{model!s} is neither a file, a folder, a hub id such as 'stable-diffusion-v1-5/stable-diffusion-v1-5', nor 'shapes'")
-    pipe = _read(lambda: DiffusionPipeline.from_pretrained(str(model), revision=revision, use_safetensors=None if allow_pickle else True, torch_dtype=torch.float32), str(model))
+        raise InputError(
+            f"{model!s} is neither a file, a folder, a hub id such as 'stable-diffusion-v1-5/stable-diffusion-v1-5', nor 'shapes'"
+        )
+    pipe = _read(
+        lambda: DiffusionPipeline.from_pretrained(
+            str(model), revision=revision, use_safetensors=None if allow_pickle else True
+        ),
+        str(model),
+    )
     return Checkpoint(pipe, str(model), revision, None)
 
 
@@ -55,9 +68,14 @@ def _from_folder(folder: Path, allow_pickle: bool) -> Any:
     pickled = sorted({file.parent for file in folder.glob("*/*") if file.suffix in PICKLED})
     only_pickled = [part.name for part in pickled if not any(part.glob("*.safetensors"))]
     if only_pickled and not allow_pickle:
-        raise InputError(f"{folder}: {', '.join(only_pickled)} only as pickle ({', '.join(PICKLED)}); {_WHY_NOT_PICKLE}")
+        raise InputError(
+            f"{folder}: {', '.join(only_pickled)} only as pickle ({', '.join(PICKLED)}); {_WHY_NOT_PICKLE}"
+        )
     # None lets diffusers fall back to .bin; True makes it refuse them, should one slip past the check above
-    return _read(lambda: DiffusionPipeline.from_pretrained(folder, use_safetensors=None if allow_pickle else True, torch_dtype=torch.float32), str(folder))
+    return _read(
+        lambda: DiffusionPipeline.from_pretrained(folder, use_safetensors=None if allow_pickle else True),
+        str(folder),
+    )
 
 
 def _from_file(file: Path, allow_pickle: bool, config: str | Path | None) -> Any:
@@ -67,23 +85,46 @@ def _from_file(file: Path, allow_pickle: bool, config: str | Path | None) -> Any
         raise InputError(f"{file}: a single-file checkpoint ends in .safetensors, not {file.suffix!r}")
     family = _read(lambda: _single_file_class(file, config), str(file))
     options = {} if config is None else {"config": str(config)}
-    return _read(lambda: family.from_single_file(str(file), torch_dtype=torch.float32, **options), str(file))
+    return _read(lambda: family.from_single_file(str(file), **options), str(file))
 
 
 def _single_file_class(file: Path, config: str | Path | None) -> Any:
     """The pipeline class of a single file: the config's, or the one whose published config diffusers infers from its keys."""
-    import diffusers
     from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
 
-    reference = str(config) if config else fetch_diffusers_config(load_single_file_checkpoint(str(file)))["pretrained_model_name_or_path"]
+    def inferred() -> str:
+        return str(fetch_diffusers_config(load_single_file_checkpoint(str(file)))["pretrained_model_name_or_path"])
+
+    reference = str(config) if config else inferred()
     return getattr(diffusers, DiffusionPipeline.load_config(reference)["_class_name"])
 
 
-def _read(load: Any, name: str) -> Any:
+def _read(load: Callable[[], Any], name: str) -> Any:
     try:
-        return load()
+        with _quietly():
+            loaded = load()
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
         raise ExportError(f"diffusers could not load {name}: {error}") from error
+    # transformers 5 loads a float16 file as float16, diffusers as float32: one dtype for all
+    for part in getattr(loaded, "components", {}).values():
+        if isinstance(part, torch.nn.Module):
+            part.float()
+    return loaded
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """diffusers' and transformers' notes and bars off for the while of loading; their errors still come."""
+    kept = [(log, log.get_verbosity()) for log in (diffusers.utils.logging, transformers.utils.logging)]
+    for log, _ in kept:
+        log.set_verbosity_error()
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log, level in kept:
+            log.set_verbosity(level)
+            log.enable_progress_bar()
 
 
 def _licence_of(folder: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""One exportable piece of a pipeline: its torch callable as a function of flat tensors, and the calls it was seen to get."""
+"""An exportable piece of a pipeline: a function of flat tensors, and the calls that it was seen to get."""
 
 from __future__ import annotations
 
@@ -30,17 +30,18 @@ class Slot:
 class FlatModule(nn.Module):
     """A module's method as a function of positional tensors: the constants folded in, the outputs a flat tuple.
 
-    `input_names` and `output_names` say which tensor stands where. The wrapped module is `source`, so a parameter's name
-    here is its own name behind `source.`.
+    `input_names` say which tensor stands where. The wrapped module is `source`, so a parameter's name here is its own
+    name behind `source.`.
     """
 
-    def __init__(self, source: nn.Module, method: str, template: Mapping[str, Any], input_names: tuple[str, ...]) -> None:
+    def __init__(
+        self, source: nn.Module, method: str, template: Mapping[str, Any], input_names: tuple[str, ...]
+    ) -> None:
         super().__init__()
         self.source = source
         self.method = method
         self.template = dict(template)
         self.input_names = input_names
-        self.output_names: tuple[str, ...] = ()
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Call the method with each tensor in its place."""
@@ -71,7 +72,7 @@ class Component:
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The torch module's answer, by the graph's names. Raises KeyError for a missing input."""
         with torch.no_grad():
-            outputs = self.module(*(inputs[spec.name] for spec in self.signature.inputs))
+            outputs: tuple[Tensor, ...] = self.module(*(inputs[spec.name] for spec in self.signature.inputs))
         return dict(zip((spec.name for spec in self.signature.outputs), outputs, strict=True))
 
 
@@ -86,7 +87,7 @@ def tensor_leaves(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
         for index, item in enumerate(value):
             yield from tensor_leaves(item, f"{path}.{index}" if path else str(index))
     elif isinstance(getattr(value, "parameters", None), Tensor):
-        # DiagonalGaussianDistribution: the mean and the log-variance, so that the caller can draw with its own generator.
+        # DiagonalGaussianDistribution: mean and log-variance, so that the caller can draw with its own generator.
         yield f"{path}.parameters", value.parameters
 
 

@@ -25,13 +25,15 @@ class Estimate:
     memory: int
 
     def __str__(self) -> str:
-        return f"{self.parameters / 1e6:,.1f} M parameters: about {readable(self.disk)} of disk and {readable(self.memory)} of memory at the peak"
+        return f"{self.parameters / 1e6:,.1f} M parameters: about {readable(self.disk)} of disk and {readable(self.memory)} of memory"
 
 
 def estimate(pipe: Any, dtype: str) -> Estimate:
     """From the parameter counts: the model itself in float32, and for its largest component what the engine holds beside
     it (the mapped file and the packed weights)."""
-    counts = [sum(p.numel() for p in m.parameters()) for m in pipe.components.values() if isinstance(m, torch.nn.Module)]
+    counts = [
+        sum(p.numel() for p in m.parameters()) for m in pipe.components.values() if isinstance(m, torch.nn.Module)
+    ]
     disk = int(sum(counts) * BYTES[dtype] * _DISK_MARGIN)
     return Estimate(sum(counts), disk, int(sum(counts) * 4 + max(counts, default=0) * 8 + _OVERHEAD_BYTES))
 
@@ -41,7 +43,9 @@ def require_disk(folder: Path, needed: int) -> None:
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
-        raise ExportError(f"the bundle needs {readable(needed)} and the disk of {existing} has {readable(free)} free: make room, or name a folder on another disk")
+        raise ExportError(
+            f"the bundle needs {readable(needed)} and the disk of {existing} has {readable(free)} free: make room or name another disk"
+        )
 
 
 def readable(size: float) -> str:

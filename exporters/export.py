@@ -68,14 +68,18 @@ def export(
         say = tqdm.write if progress else (lambda _: None)
         say(f"{checkpoint.source}: {needs}")
         require_disk(final, needs.disk)
-        manifest, reference = cast(checkpoint, folder, targets, dtype, size, batch, static=static, command=command, progress=progress)
+        manifest, reference = cast(
+            checkpoint, folder, targets, dtype, size, batch, static=static, command=command, progress=progress
+        )
         del checkpoint  # the engines that make the picture need the memory that the torch model holds
         gc.collect()
         if reference is not None:
             pictures = {engine: compare_picture(folder, engine, reference, dtype) for engine in targets}
             save_manifest(folder, msgspec.structs.replace(manifest, parity=pictures))
             for engine, picture in pictures.items():
-                say(f"picture on {engine}: {'equal to' if picture.psnr_db is None else f'{picture.psnr_db:.1f} dB from'} diffusers'")
+                say(
+                    f"picture on {engine}: {'equal to' if picture.psnr_db is None else f'{picture.psnr_db:.1f} dB from'} diffusers'"
+                )
     return final
 
 
@@ -117,17 +121,32 @@ def _cast_components(
 
 def _cast_one(component: Component, name: str, folder: Path, dtype: str, static: bool, bar: Any) -> Graph:
     written = target(name).export(
-        component, folder / component.role, dtype=dtype, static=static, progress=lambda stage, _: bar.set_postfix_str(stage)
+        component,
+        folder / component.role,
+        dtype=dtype,
+        static=static,
+        progress=lambda stage, _: bar.set_postfix_str(stage),
     )
     files = tuple(file.relative_to(folder).as_posix() for file in (written.path, *written.extra_files))
     bar.set_postfix_str("parity")
     certificate = parity.check_file(component, name, written.path, written.signature, written.dtype, static=static)
     size = sum((folder / file).stat().st_size for file in files)
-    bar.write(f"{component.role}: {readable(size)}, relative L2 {certificate.rel_l2:.1e} (limit {certificate.limit:.0e})")
-    return Graph(engine=name, precision=written.dtype, files=files, signature=written.signature, nodes=written.node_count, parity=certificate)
+    bar.write(
+        f"{component.role}: {readable(size)}, relative L2 {certificate.rel_l2:.1e} (limit {certificate.limit:.0e})"
+    )
+    return Graph(
+        engine=name,
+        precision=written.dtype,
+        files=files,
+        signature=written.signature,
+        nodes=written.node_count,
+        parity=certificate,
+    )
 
 
-def _check(targets: Sequence[str], dtype: str, height: int | None, width: int | None, batch: int) -> tuple[int, int] | None:
+def _check(
+    targets: Sequence[str], dtype: str, height: int | None, width: int | None, batch: int
+) -> tuple[int, int] | None:
     for name in targets:
         if name not in available():
             raise unknown("target", name, available())

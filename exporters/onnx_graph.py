@@ -15,7 +15,7 @@ from onnxscript.optimizer import fold_constants
 from onnxscript.rewriter import rewrite
 from torch.export import ExportedProgram
 
-from ingot.runtimes.signature import Dim, Signature, TensorSpec
+from ingot.runtimes.signature import Signature
 
 from .axes import in_terms_of
 
@@ -25,12 +25,14 @@ PREFIX = "source."
 TRANSPOSED = "ingot.transposed"
 
 
-def build(program: ExportedProgram, signature: Signature, opset: int, *, static: bool = False) -> tuple[ir.Model, tuple[str, ...]]:
+def build(
+    program: ExportedProgram, signature: Signature, opset: int, *, static: bool = False
+) -> tuple[ir.Model, tuple[str, ...]]:
     """The program as an ONNX model, and the initializers that are the module's parameters, by their names there.
 
     Tensors stay where torch has them: nothing is copied before the model is saved.
     """
-    with _silent():
+    with _silent(), torch.no_grad():
         model = _translated(program, signature, opset)
         weights = [value for name, value in model.graph.initializers.items() if name in program.state_dict]
         passes.InlinePass()(model)
@@ -102,7 +104,7 @@ def _simplify(model: ir.Model) -> None:
         rewrite(model)
     Sequential(
         passes.RemoveUnusedNodesPass(),
-        passes.RemoveUnusedFunctionsPass(),
+        passes.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]  # onnx_ir leaves its __init__ untyped
         passes.RemoveUnusedOpsetsPass(),
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         passes.DeduplicateInitializersPass(),
@@ -125,6 +127,7 @@ def _transpose_weights(model: ir.Model, weights: list[ir.Value]) -> None:
         if weight.consumers():  # A tied weight, also used as it stands: it keeps the name, this one gets another.
             flipped.name = f"{weight.name}.{TRANSPOSED}"
         else:
+            assert weight.name is not None
             del model.graph.initializers[weight.name]
             weights.remove(weight)
         model.graph.register_initializer(flipped)
@@ -133,7 +136,8 @@ def _transpose_weights(model: ir.Model, weights: list[ir.Value]) -> None:
 
 def _flipped(weight: ir.Value) -> ir.Value:
     tensor, shape = weight.const_value, weight.shape
-    assert tensor is not None and shape is not None
+    assert tensor is not None
+    assert shape is not None
     turned = ir.Shape(tuple(shape)[::-1])
     lazy = ir.LazyTensor(
         lambda: ir.tensor(torch.as_tensor(tensor.raw).detach().t().contiguous()),
@@ -150,7 +154,8 @@ def _name_weights(model: ir.Model, weights: list[ir.Value]) -> tuple[str, ...]:
     passes.RemoveUnusedNodesPass()(model)
     used = [weight for weight in weights if weight.name in model.graph.initializers]
     for weight in used:
-        assert weight.name is not None and weight.const_value is not None
+        assert weight.name is not None
+        assert weight.const_value is not None
         weight.name = weight.name.removeprefix(PREFIX)
         weight.const_value.name = weight.name
     return tuple(weight.name for weight in used if weight.name)

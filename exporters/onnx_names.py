@@ -17,7 +17,11 @@ INPUTS: dict[str, dict[str, str]] = {
 OUTPUTS: dict[str, dict[str, str]] = {
     "unet": {"sample": "out_sample"},
     "transformer": {"sample": "out_hidden_states"},
-    "vae_encoder": {"latent_dist.parameters": "latent_parameters", "latents": "latent_sample", "latent": "latent_sample"},
+    "vae_encoder": {
+        "latent_dist.parameters": "latent_parameters",
+        "latents": "latent_sample",
+        "latent": "latent_sample",
+    },
 }
 
 
@@ -27,6 +31,6 @@ def input_name(role: str, name: str) -> str:
 
 
 def output_name(role: str, name: str, inputs: Container[str]) -> str:
-    """What the graph of `role` calls the output field `name`; never the name of an input, which no graph can hold twice."""
+    """What the graph of `role` calls the output field `name`; never an input's name, which no graph can hold twice."""
     renamed = OUTPUTS.get(role, {}).get(name, name)
     return f"out_{renamed}" if renamed in inputs else renamed

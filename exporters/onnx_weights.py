@@ -1,10 +1,12 @@
 """Where a graph's weights lie: inside it, beside it, or in one file for several graphs.
 
-Sharing, as measured with ONNX Runtime 1.31.1: it refuses a location that leaves the model's folder ("External data path
-escapes model directory"), `../` and symbolic links alike, whether the model is opened by path or from bytes. It does take
-a file of the model's own folder that another graph of that folder uses too, and a hard link. So shared tensors go to one
-file, which every folder with a graph that needs it holds a hard link to. No engine has to do anything, and optimum and
-OpenVINO open such graphs as they open any. Where the file system has no hard links the file is copied.
+Sharing, as measured with ONNX Runtime 1.31.1: it refuses a location that leaves the model's folder ("External data
+path escapes model directory"), `../` and symbolic links alike, by path and from bytes. It takes a file of the model's
+own folder that another graph uses too, and a hard link. (It also takes a root folder for all locations, by the session
+option `session.model_external_initializers_file_folder_path`; other readers of a bundle have no such option.) So what
+is shared goes to one file; graphs of one folder refer to it, and each other folder with a graph that needs it holds a
+hard link to it. No engine has to do anything. Where the file system has no hard links the file is copied. One reader is
+stricter than the engines: Python's `onnx.load` (1.23) refuses external data with more than one hard link.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
@@ -34,7 +37,7 @@ ALIGNMENT, ALIGNED_FROM = 65536, 1 << 20
 
 @dataclass(frozen=True)
 class Shared:
-    """What was moved: the files that hold it, one to a folder and all of them one on disk, and the bytes that it saves."""
+    """What was moved: the files that hold it, one to a folder and all one on disk; how many tensors; what it saves."""
 
     files: tuple[Path, ...]
     tensors: int
@@ -46,12 +49,11 @@ def save(
 ) -> tuple[Path, ...]:
     """Write the model, with its weights in `<name>_data` where they come to more than `external_bytes`.
 
-    Tensors go from where they are straight to the file, one at a time. Returns the files written beside `path`. The model
-    is used up: its tensors are references to the file afterwards.
+    Tensors go from where they are straight to the file, one at a time. Returns the files written beside `path`. The
+    model is used up: its tensors are references to the file afterwards.
     """
-    values = [v for v in model.graph.initializers.values() if v.const_value is not None]
-    large = [v for v in values if v.const_value.nbytes >= SMALL_BYTES]
-    if sum(v.const_value.nbytes for v in large) <= external_bytes:
+    large = [value for value in _stored(model) if tensor_of(value).nbytes >= SMALL_BYTES]
+    if sum(tensor_of(value).nbytes for value in large) <= external_bytes:
         ir.save(model, path)
         return ()
     data = path.with_name(path.name + "_data")
@@ -63,107 +65,118 @@ def save(
 def share_weights(graphs: Sequence[Path]) -> Shared:
     """Store what several of these ONNX files hold alike once, in `shared.onnx_data`, and rewrite them in place.
 
-    Only tensors of at least 4 KiB with equal type, shape and bytes. Weights that are not shared stay where they were, inside
-    or beside the graph. Nothing is changed when nothing is shared.
+    Only tensors of at least 4 KiB with equal type, shape and bytes. Weights that are not shared stay where they were,
+    inside or beside the graph. Nothing is changed when nothing is shared.
     """
-    models = {path: ir.load(path) for path in graphs}
-    holders: dict[bytes, list[ir.Value]] = defaultdict(list)
-    users: dict[bytes, set[Path]] = defaultdict(set)
-    for path, model in models.items():
-        for value in model.graph.initializers.values():
-            if value.const_value is not None and value.const_value.nbytes >= SHARE_BYTES:
-                key = _digest(value.const_value)
-                holders[key].append(value)
-                users[key].add(path)
-    shared = [key for key, paths in users.items() if len(paths) > 1]
-    if not shared:
+    models = {path: _load(path) for path in graphs}
+    groups = _alike(models)
+    if not groups:
         return Shared((), 0, 0)
-    touched = sorted(set().union(*(users[key] for key in shared)))
-    files = _write_shared([holders[key] for key in shared], touched)
+    touched = sorted({path for group in groups for path, _ in group})
+    shared = [[value for _, value in group] for group in groups]
+    saved = sum(tensor_of(group[0][1]).nbytes * (len({path for path, _ in group}) - 1) for group in groups)
+    moved = {id(value) for values in shared for value in values}
+    files = _write_shared(shared, touched)
     for path in touched:
-        _rewrite(models[path], path)
-    saved = sum(holders[key][0].const_value.nbytes * (len(users[key]) - 1) for key in shared)
-    return Shared(files, len(shared), saved)
+        _rewrite(models[path], path, moved)
+    return Shared(files, len(groups), saved)
 
 
-def _digest(tensor: ir.TensorProtocol) -> bytes:
-    return hashlib.sha256(f"{tensor.dtype} {tensor.shape}".encode() + b"\0" + tensor.tobytes()).digest()
+def tensor_of(value: ir.Value) -> Any:
+    """An initializer's tensor; untyped, because onnx_ir's protocol for it leaves out `tofile`."""
+    assert value.const_value is not None
+    return value.const_value
+
+
+def _load(path: Path) -> ir.Model:
+    """The graph, with its external tensors by absolute paths: onnx_ir reads no relative one with several hard links."""
+    model = ir.load(path)
+    for value in _stored(model):
+        tensor = tensor_of(value)
+        if isinstance(tensor, ir.ExternalTensor):
+            data = (path.parent / tensor.location).absolute()
+            value.const_value = _reference(value, data, tensor.offset or 0, relative=False)
+    return model
+
+
+def _stored(model: ir.Model) -> list[ir.Value]:
+    return [value for value in model.graph.initializers.values() if value.const_value is not None]
+
+
+def _alike(models: dict[Path, ir.Model]) -> list[list[tuple[Path, ir.Value]]]:
+    """Groups of equal tensors that lie in more than one graph. Only what has a companion in shape is read at all."""
+    alike: dict[Any, list[tuple[Path, ir.Value]]] = defaultdict(list)
+    for path, model in models.items():
+        for value in _stored(model):
+            tensor = tensor_of(value)
+            if tensor.nbytes >= SHARE_BYTES:
+                alike[tensor.dtype, tuple(tensor.shape)].append((path, value))
+    equal: dict[bytes, list[tuple[Path, ir.Value]]] = defaultdict(list)
+    for (dtype, shape), group in alike.items():
+        for path, value in group if len({path for path, _ in group}) > 1 else ():
+            digest = hashlib.sha256(f"{dtype} {shape} ".encode())
+            digest.update(tensor_of(value).tobytes())
+            equal[digest.digest()].append((path, value))
+    return [group for group in equal.values() if len({path for path, _ in group}) > 1]
 
 
 def _write_shared(groups: list[list[ir.Value]], graphs: list[Path]) -> tuple[Path, ...]:
     folders = sorted({path.parent for path in graphs})
-    first = folders[0] / SHARED_FILE
-    _move([group[0] for group in groups], first, None)
+    files = tuple(folder / SHARED_FILE for folder in folders)
+    _move([group[0] for group in groups], files[0], None)
     for group in groups:
         for value in group[1:]:
-            value.const_value = _located(group[0].const_value, value)
-    for folder in folders[1:]:
-        _link(first, folder / SHARED_FILE)
-    return tuple(folder / SHARED_FILE for folder in folders)
+            value.const_value = _reference(value, files[0], tensor_of(group[0]).offset)
+    for file in files[1:]:
+        file.unlink(missing_ok=True)
+        try:
+            os.link(files[0], file)
+        except OSError:
+            shutil.copyfile(files[0], file)
+    return files
 
 
-def _link(source: Path, target: Path) -> None:
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def _rewrite(model: ir.Model, path: Path) -> None:
+def _rewrite(model: ir.Model, path: Path, moved: set[int]) -> None:
     """Write the graph anew, its own external weights in a new file without the ones that were shared."""
     own = path.with_name(path.name + "_data")
-    kept = [v for v in model.graph.initializers.values() if _location(v) == own.name]
+    kept = [v for v in _stored(model) if isinstance(tensor_of(v), ir.ExternalTensor) and id(v) not in moved]
     if kept:
-        fresh = own.with_name(own.name + ".new")
-        _move(kept, fresh, None, name=own.name)
-        fresh.replace(own)
+        _move(kept, own, None)
     else:
         own.unlink(missing_ok=True)
     ir.save(model, path)
 
 
-def _location(value: ir.Value) -> str | None:
-    tensor = value.const_value
-    return str(tensor.location) if isinstance(tensor, ir.ExternalTensor) else None
+def _move(values: Sequence[ir.Value], data: Path, progress: Progress | None) -> None:
+    """Write the values' tensors to a file, one at a time, and leave references to it in their place.
 
-
-def _move(values: Sequence[ir.Value], data: Path, progress: Progress | None, *, name: str | None = None) -> None:
-    """Write the values' tensors to a file, one at a time, and leave them as references to it (under `name`)."""
-    total = sum(value.const_value.nbytes for value in values) or 1
-    done = 0
-    with data.open("wb") as file:
+    The file may be one that some of them are read from: it is replaced when it is complete.
+    """
+    total = sum(tensor_of(value).nbytes for value in values) or 1
+    fresh = data.with_name(data.name + ".new")
+    offsets = []
+    with fresh.open("wb") as file:
         for value in values:
-            tensor = value.const_value
-            if tensor.nbytes >= ALIGNED_FROM:
+            if tensor_of(value).nbytes >= ALIGNED_FROM:
                 file.write(bytes(-file.tell() % ALIGNMENT))
-            offset = file.tell()
-            tensor.tofile(file)
-            reference = ir.ExternalTensor(
-                name or data.name,
-                offset,
-                tensor.nbytes,
-                tensor.dtype,
-                shape=tensor.shape,
-                name=value.name,
-                base_dir=data.parent,
-                metadata_props=dict(tensor.metadata_props),
-            )
-            value.const_value = reference
-            done += tensor.nbytes
+            offsets.append(file.tell())
+            tensor_of(value).tofile(file)
             if progress:
-                progress("weights", done / total)
+                progress("weights", min(1.0, file.tell() / total))
+    fresh.replace(data)
+    for value, offset in zip(values, offsets, strict=True):
+        value.const_value = _reference(value, data, offset)
 
 
-def _located(tensor: ir.ExternalTensor, value: ir.Value) -> ir.ExternalTensor:
-    """Another value's reference to the same place in the file."""
+def _reference(value: ir.Value, data: Path, offset: int, *, relative: bool = True) -> ir.ExternalTensor:
+    tensor = tensor_of(value)
     return ir.ExternalTensor(
-        tensor.location,
-        tensor.offset,
-        tensor.length,
+        data.name if relative else str(data),
+        offset,
+        tensor.nbytes,
         tensor.dtype,
         shape=tensor.shape,
-        name=value.name,
-        base_dir=tensor.base_dir,
-        metadata_props=dict(value.const_value.metadata_props),
+        name=value.name or "",
+        base_dir=data.parent if relative else "",
+        metadata_props=dict(tensor.metadata_props),
     )

@@ -42,7 +42,16 @@ def reference_picture(pipe: Any, size: tuple[int, int] | None, count: int) -> Re
     shown = getattr(pipe, "_progress_bar_config", {})
     checker, pipe.safety_checker = pipe.safety_checker, None
     pipe.set_progress_bar_config(disable=True)
-    made = pipe(PROMPT, height=height, width=width, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=generators, num_images_per_prompt=count, output_type="np")
+    made = pipe(
+        PROMPT,
+        height=height,
+        width=width,
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE,
+        generator=generators,
+        num_images_per_prompt=count,
+        output_type="np",
+    )
     pipe.set_progress_bar_config(**shown)
     pipe.safety_checker = checker
     return Reference(made.images, height, width, count)
@@ -57,7 +66,9 @@ def compare_picture(folder: Path, engine: str, reference: Reference, dtype: str)
     )  # fmt: skip
     psnr = float(image_psnr(reference.picture, made.images))
     if psnr < LIMITS[dtype]:
-        raise ParityError(f"the {engine} pipeline's picture is {psnr:.1f} dB from diffusers' with the same seed; {dtype} must reach {LIMITS[dtype]:.0f} dB")
+        raise ParityError(
+            f"the {engine} pipeline's picture is {psnr:.1f} dB from diffusers' with the same seed; {dtype} wants {LIMITS[dtype]:.0f} dB"
+        )
     return ImageParity(
         psnr_db=psnr if np.isfinite(psnr) else None, limit_db=LIMITS[dtype], prompt=PROMPT, seed=SEED, num_inference_steps=STEPS,
         height=reference.height, width=reference.width,

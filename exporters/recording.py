@@ -95,7 +95,9 @@ def _watched(role: str, module: nn.Module, method: str, seen: dict[str, Recorded
 def _arguments(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     bound = signature.bind(*args, **kwargs).arguments
     extra = [name for name, p in signature.parameters.items() if p.kind is p.VAR_KEYWORD]
-    return {key: value for key, value in bound.items() if key not in extra} | dict(*(bound.get(name, {}) for name in extra))
+    return {key: value for key, value in bound.items() if key not in extra} | dict(
+        *(bound.get(name, {}) for name in extra)
+    )
 
 
 def _cloned(value: Any) -> Any:
@@ -112,13 +114,12 @@ def _cloned(value: Any) -> Any:
 def _quiet(pipe: Any) -> Iterator[None]:
     """No progress bar, no safety checker, no watermark, for the time of a recording."""
     bar = dict(getattr(pipe, "_progress_bar_config", {}))
-    left_out = {name: getattr(pipe, name) for name in LEFT_OUT if getattr(pipe, name, None) is not None}
+    # Past the pipeline's own __setattr__, which would strike them from its config for good.
+    left_out = {name: vars(pipe)[name] for name in LEFT_OUT if vars(pipe).get(name) is not None}
     pipe.set_progress_bar_config(**{**bar, "disable": True})
-    for name in left_out:
-        setattr(pipe, name, None)
+    vars(pipe).update(dict.fromkeys(left_out))
     try:
         yield
     finally:
         pipe.set_progress_bar_config(**bar)
-        for name, value in left_out.items():
-            setattr(pipe, name, value)
+        vars(pipe).update(left_out)

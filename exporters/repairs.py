@@ -30,8 +30,8 @@ def repair(program: ExportedProgram) -> None:
 def _fix_layout(node: Node) -> None:
     """Pin the layout of an attention's output.
 
-    Fused it has other strides than decomposed, so a view traced behind the one is impossible behind the other (T5 with a
-    mask: "Cannot view a tensor with shape ... and strides ..."). The copy is an Identity in ONNX, and goes.
+    Fused it has other strides than decomposed, so a view traced behind the one is impossible behind the other (T5 with
+    a mask: "Cannot view a tensor with shape ... and strides ..."). The copy is an Identity in ONNX, and goes.
     """
     with node.graph.inserting_after(node):
         copy = node.graph.call_function(aten.clone.default, (node,), {"memory_format": torch.contiguous_format})

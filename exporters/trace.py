@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from ingot.runtimes.errors import ExportError
+from ingot.runtimes.errors import ExportError, unknown
 from ingot.runtimes.signature import Signature, TensorSpec
 
 from .component import Call, Component, FlatModule
@@ -28,7 +28,7 @@ def precision(component: Component, dtype: str) -> str:
     SDXL's VAE overflows in float16, says so with `force_upcast`, and stays in float32.
     """
     if dtype not in DTYPES:
-        raise ExportError(f"unknown precision {dtype!r}; available: {', '.join(DTYPES)}")
+        raise unknown("precision", dtype, DTYPES)
     upcast = getattr(component.source.config, "force_upcast", False)
     return "float32" if upcast and dtype == "float16" else dtype
 
@@ -116,11 +116,11 @@ def _any_size(*modules: nn.Module) -> Iterator[None]:
     connection's size. The second computes the first where both apply, so it is the one to trace: more upsamplers
     than any size has factors of two.
     """
-    changed = [(module, module.num_upsamplers) for module in modules if isinstance(getattr(module, "num_upsamplers", None), int)]
+    changed = [(module, module.num_upsamplers) for module in modules if hasattr(module, "num_upsamplers")]
     for module, _ in changed:
-        module.num_upsamplers = 40
+        vars(module)["num_upsamplers"] = 40
     try:
         yield
     finally:
         for module, number in changed:
-            module.num_upsamplers = number
+            vars(module)["num_upsamplers"] = number

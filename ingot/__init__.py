@@ -45,7 +45,9 @@ def __getattr__(name: str) -> Any:
             raise
         from ingot.runtimes.errors import ExportError
 
-        raise ExportError(f"exporting needs {error.name}, which is not installed: pip install 'ingot[export]'") from error
+        raise ExportError(
+            f"exporting needs {error.name}, which is not installed: pip install 'ingot[export]'"
+        ) from error
     globals()[name] = value
     return value
 

@@ -29,7 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Every command and option."""
-    top = argparse.ArgumentParser(prog="ingot", description="Cast diffusion models into verified graphs and run them without PyTorch.")
+    top = argparse.ArgumentParser(
+        prog="ingot", description="Cast diffusion models into verified graphs and run them without PyTorch."
+    )
     top.add_argument("--version", action="version", version=f"ingot {__version__}")
     verbs = top.add_subparsers(required=True, metavar="COMMAND")
     _add_export(verbs.add_parser("export", help="cast a checkpoint into a bundle"))
@@ -44,9 +46,9 @@ def parser() -> argparse.ArgumentParser:
 
 def size(text: str) -> tuple[int, int]:
     """`512x768` as (height, width); `512` as a square."""
-    height, _, width = text.lower().partition("x")
+    height, times, width = text.lower().partition("x")
     try:
-        return int(height), int(width or height)
+        return int(height), int(width if times else height)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; 512x768 is height 512 and width 768") from None
 
@@ -55,9 +57,13 @@ def _add_export(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", metavar="MODEL", help="'shapes', a folder, a hub id, or a .safetensors file")
     command.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="the folder to make")
     command.add_argument("--to", default="onnx", metavar="TARGET[,TARGET]", help="what to cast it into (default: onnx)")
-    command.add_argument("--dtype", default="float32", choices=("float32", "float16"), help="precision of weights and inputs")
+    command.add_argument(
+        "--dtype", default="float32", choices=("float32", "float16"), help="precision of weights and inputs"
+    )
     command.add_argument("--size", type=size, metavar="HxW", help="size to record at; with --static the only size")
-    command.add_argument("--batch", type=int, default=1, metavar="N", help="pictures at once to record with (default: 1)")
+    command.add_argument(
+        "--batch", type=int, default=1, metavar="N", help="pictures at once to record with (default: 1)"
+    )
     command.add_argument("--static", action="store_true", help="fix every dimension to --size and --batch")
     command.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub id")
     command.add_argument("--config", metavar="FOLDER", help="for a single file: a checkpoint of the same architecture")
@@ -72,16 +78,29 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
     command.add_argument("--prompts", dest="prompt_file", type=Path, metavar="FILE", help="a prompt on each line")
     command.add_argument("--negative", metavar="PROMPT", help="what the picture should not show")
     command.add_argument("--steps", type=int, default=20, metavar="N", help="denoising steps (default: 20)")
-    command.add_argument("--guidance", type=float, default=7.5, metavar="G", help="classifier-free guidance (default: 7.5)")
+    command.add_argument(
+        "--guidance", type=float, default=7.5, metavar="G", help="classifier-free guidance (default: 7.5)"
+    )
     command.add_argument("--size", type=size, metavar="HxW", help="height x width (default: the model's own)")
-    command.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the first picture; the next takes S+1 (default: 0)")
+    command.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="seed of the first picture; the next takes S+1 (default: 0)"
+    )
     command.add_argument("--count", type=int, default=1, metavar="N", help="pictures for each prompt (default: 1)")
     command.add_argument("--scheduler", metavar="NAME", help="another scheduler, by diffusers' class name")
     command.add_argument("--grid", action="store_true", help="one file with all pictures in rows")
-    command.add_argument("--device", metavar="DEVICE", help="cpu, cuda, tensorrt, openvino, coreml or directml (default: cpu)")
+    command.add_argument(
+        "--device", metavar="DEVICE", help="cpu, cuda, tensorrt, openvino, coreml or directml (default: cpu)"
+    )
     command.add_argument("--threads", type=int, metavar="N", help="threads of the engine")
     command.add_argument("--quiet", action="store_true", help="no progress bar")
-    command.add_argument("-o", "--output", type=Path, default=Path("out.png"), metavar="FILE", help="default: out.png; several: out-1.png, …")
+    command.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("out.png"),
+        metavar="FILE",
+        help="default: out.png; several: out-1.png, …",
+    )
     command.set_defaults(run=commands.generate)
 
 

@@ -28,7 +28,7 @@ def export(options: argparse.Namespace) -> None:
         batch=options.batch, static=options.static, revision=options.revision, config=options.config,
         allow_pickle=options.allow_pickle, overwrite=options.overwrite, command=" ".join(["ingot", *sys.argv[1:]]),
     )  # fmt: skip
-    print(f"wrote {path}: `ingot generate {path} \"PROMPT\"` makes a picture")
+    print(f'wrote {path}: `ingot generate {path} "PROMPT"` makes a picture')
 
 
 def generate(options: argparse.Namespace) -> None:
@@ -37,7 +37,9 @@ def generate(options: argparse.Namespace) -> None:
     if options.count < 1:
         raise InputError(f"--count {options.count}: at least 1 picture is needed")
     if not options.output.absolute().parent.is_dir():
-        raise InputError(f"the folder {options.output.absolute().parent} does not exist; -o must name a file in one that does")
+        raise InputError(
+            f"the folder {options.output.absolute().parent} does not exist; -o must name a file in one that does"
+        )
     pipe = load(options.bundle, device=options.device, threads=options.threads)
     if options.scheduler:
         from ingot.runtimes import schedulers
@@ -46,7 +48,8 @@ def generate(options: argparse.Namespace) -> None:
     height, width = options.size or (None, None)
     total = len(prompts) * options.count
     made = pipe(
-        prompts, negative_prompt=options.negative, num_inference_steps=options.steps, guidance_scale=options.guidance, height=height, width=width,
+        prompts, negative_prompt=options.negative, num_inference_steps=options.steps, guidance_scale=options.guidance,
+        height=height, width=width,
         num_images_per_prompt=options.count, seed=[options.seed + i for i in range(total)], progress=not options.quiet,
     )  # fmt: skip
     for file in _save(made.images, options.output, options.grid):
@@ -64,7 +67,8 @@ def inspect(options: argparse.Namespace) -> None:
     manifest, origin = bundle.manifest, bundle.manifest.provenance
     total = sum(entry.size for entry in manifest.files.values())
     print(f"{bundle.path}: {manifest.pipeline}, {total / 1e6:,.1f} MB in {len(manifest.files)} files")
-    print(f"from {origin.source}{f' @ {origin.revision}' if origin.revision else ''}, licence {origin.licence or 'not stated'}, {origin.created}")
+    revision = f" @ {origin.revision}" if origin.revision else ""
+    print(f"from {origin.source}{revision}, licence {origin.licence or 'not stated'}, {origin.created}")
     print("made with " + ", ".join(f"{name} {version}" for name, version in origin.versions.items()))
     print(f"scheduler {manifest.scheduler.get('_class_name')}; tokenizers: {', '.join(manifest.tokenizers) or 'none'}")
     for role, entry in manifest.components.items():
@@ -85,7 +89,11 @@ def verify(options: argparse.Namespace) -> None:
 
 def doctor(options: argparse.Namespace) -> None:
     """`ingot doctor`."""
-    found: dict[str, Any] = {"ingot": __version__, "python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
+    found: dict[str, Any] = {
+        "ingot": __version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
     found["engines"] = {name: engines.engine(name).report() for name in engines.available()}
     found["export"] = _export_packages()
     if options.json:
@@ -139,7 +147,7 @@ def _print_graph(bundle: Bundle, graph: Graph) -> None:
 
 def _figures(parity: Certificate) -> str:
     sqnr = "equal" if parity.sqnr_db is None else f"SQNR {parity.sqnr_db:.1f} dB"
-    return f"relative L2 {parity.rel_l2:.2e} (limit {parity.limit:.0e}), worst error {parity.max_abs:.2e}, {sqnr}, over {parity.calls} calls"
+    return f"relative L2 {parity.rel_l2:.2e} (limit {parity.limit:.0e}), worst error {parity.max_abs:.2e}, {sqnr}, {parity.calls} calls"
 
 
 def _picture(parity: ImageParity) -> str:

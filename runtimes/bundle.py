@@ -28,7 +28,9 @@ class Bundle:
         folder = Path(path)
         file = folder / manifests.FILE_NAME
         if not file.is_file():
-            raise BundleError(f"{folder} is no bundle: it has no {manifests.FILE_NAME}. `ingot export MODEL -o {folder} --to onnx` makes one")
+            raise BundleError(
+                f"{folder} is no bundle: it has no {manifests.FILE_NAME}. `ingot export MODEL -o {folder} --to onnx` makes one"
+            )
         bundle = cls(folder, manifests.decode(file.read_bytes()))
         problems = [*bundle.structure_problems(), *bundle.file_problems(hashes=hashes)]
         if problems:
@@ -69,7 +71,11 @@ class Bundle:
 
     def file_problems(self, *, hashes: bool = True) -> list[str]:
         """What is wrong with the files on disk."""
-        checked = ((name, _file_problem(self.file(name), entry, hashes)) for name, entry in self.manifest.files.items() if not _leaves(name))
+        checked = (
+            (name, _file_problem(self.file(name), entry, hashes))
+            for name, entry in self.manifest.files.items()
+            if not _leaves(name)
+        )
         return [f"{name} {problem}" for name, problem in checked if problem]
 
 

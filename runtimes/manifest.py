@@ -94,7 +94,9 @@ def decode(text: bytes) -> Manifest:
     except (msgspec.DecodeError, AttributeError) as error:
         raise BundleError(f"{FILE_NAME} is not a manifest: {error}") from error
     if schema != SCHEMA:
-        raise BundleError(f"{FILE_NAME} has schema version {schema!r}; this Ingot reads version {SCHEMA}: export the model again, or install the Ingot that wrote it")
+        raise BundleError(
+            f"{FILE_NAME} has schema version {schema!r}; this Ingot reads version {SCHEMA}: export again, or use the Ingot that wrote it"
+        )
     try:
         return msgspec.json.decode(text, type=Manifest)
     except msgspec.ValidationError as error:

@@ -38,4 +38,6 @@ class Tokenizer:
 
     def _warn(self, prompt: str, encoding: Any) -> None:
         end = max(stop for _, stop in encoding.offsets)
-        _log.warning("the prompt is longer than %d tokens; this part of it was cut: %r", self.length, prompt[end:].strip())
+        _log.warning(
+            "the prompt is longer than %d tokens; this part of it was cut: %r", self.length, prompt[end:].strip()
+        )

@@ -43,7 +43,9 @@ def _run(bundle: Bundle, role: str, graph: Graph, data: str | None, options: dic
         worst = max(worst, *(compare(outputs[output], array).rel_l2 for output, array in found.items()))
         compared += 1
     if not compared or worst > graph.parity.limit:
-        raise BundleError(f"{name}: relative L2 {worst:.2e} over {compared} calls; the limit is {graph.parity.limit:.0e}")
+        raise BundleError(
+            f"{name}: relative L2 {worst:.2e} over {compared} calls; the limit is {graph.parity.limit:.0e}"
+        )
     return f"{name}: relative L2 {worst:.2e} over {compared} calls (limit {graph.parity.limit:.0e})"
 
 

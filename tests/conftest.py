@@ -1,4 +1,4 @@
-"""Fixtures that several test files share: tiny checkpoints, built once a session, each with a folder it was saved to."""
+"""Fixtures that several test files share: tiny checkpoints, built once a session, each saved to a folder too."""
 
 from __future__ import annotations
 
@@ -44,3 +44,11 @@ def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 def tiny_controlnet(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """Stable Diffusion with a ControlNet."""
     return _build("controlnet", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_sd: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stable Diffusion, cast into a bundle. Tests copy it before they break it."""
+    import ingot
+
+    return ingot.export(tiny_sd.folder, tmp_path_factory.mktemp("bundle") / "tiny", progress=False)

@@ -43,7 +43,9 @@ def test_running_needs_only_what_is_a_core_dependency(file: Path) -> None:
 
 
 def test_onnxruntime_is_imported_in_one_file_only() -> None:
-    files = [file for file in sources("runtimes") if any(name.split(".")[0] == "onnxruntime" for name, _ in imports(file))]
+    files = [
+        file for file in sources("runtimes") if any(name.split(".")[0] == "onnxruntime" for name, _ in imports(file))
+    ]
     assert files == [ROOT / "runtimes" / "engines" / "onnx.py"]
 
 
@@ -59,15 +61,29 @@ def test_folders_import_only_the_folders_they_may(folder: str) -> None:
 
 
 def test_shapes_and_the_command_line_start_without_torch() -> None:
-    for file in [*sources("ingot/shapes"), ROOT / "ingot" / "cli.py", ROOT / "ingot" / "commands.py", ROOT / "ingot" / "__init__.py"]:
+    for file in [
+        *sources("ingot/shapes"),
+        ROOT / "ingot" / "cli.py",
+        ROOT / "ingot" / "commands.py",
+        ROOT / "ingot" / "__init__.py",
+    ]:
         assert not {name.split(".")[0] for name, level in imports(file) if not level} & MAKING
 
 
 def test_package_list_names_every_folder_with_code() -> None:
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    found = {"ingot", *("ingot." + file.parent.relative_to(ROOT / "ingot").as_posix().replace("/", ".") for file in (ROOT / "ingot").glob("*/**/__init__.py"))}
+    found = {
+        "ingot",
+        *(
+            "ingot." + file.parent.relative_to(ROOT / "ingot").as_posix().replace("/", ".")
+            for file in (ROOT / "ingot").glob("*/**/__init__.py")
+        ),
+    }
     for folder in FOLDERS:
-        found |= {"ingot." + file.parent.relative_to(ROOT).as_posix().replace("/", ".") for file in (ROOT / folder).rglob("__init__.py")}
+        found |= {
+            "ingot." + file.parent.relative_to(ROOT).as_posix().replace("/", ".")
+            for file in (ROOT / folder).rglob("__init__.py")
+        }
     assert listed == found
 
 

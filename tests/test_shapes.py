@@ -21,7 +21,9 @@ def test_checker_sees_when_a_picture_shows_something_else() -> None:
         scene = all_scenes()[i]
         other = all_scenes()[rng.randint(len(all_scenes()))]
         found = measure(draw(other, rng))
-        assert [found[name] == getattr(scene, name) for name in ATTRIBUTES] == [getattr(other, name) == getattr(scene, name) for name in ATTRIBUTES]
+        assert [found[name] == getattr(scene, name) for name in ATTRIBUTES] == [
+            getattr(other, name) == getattr(scene, name) for name in ATTRIBUTES
+        ]
 
 
 @pytest.mark.parametrize("value", [0, 128, 255])
@@ -45,11 +47,16 @@ def test_score_counts_what_is_wrong() -> None:
 
 def test_captions_say_their_scenes_and_read_back() -> None:
     assert Scene("red", "ring", "large", "centre", "blue").caption == "a large red ring on a blue background"
-    assert Scene("yellow", "star", "small", "left", "orange").caption == "a small yellow star at the left on an orange background"
+    assert (
+        Scene("yellow", "star", "small", "left", "orange").caption
+        == "a small yellow star at the left on an orange background"
+    )
     assert [parse(scene.caption) for scene in all_scenes()] == list(all_scenes())
 
 
-@pytest.mark.parametrize("caption", ["a dog", "a large red ring on a pink background", "a large red ring on a red background"])
+@pytest.mark.parametrize(
+    "caption", ["a dog", "a large red ring on a pink background", "a large red ring on a red background"]
+)
 def test_a_caption_of_another_language_is_refused(caption: str) -> None:
     with pytest.raises(ValueError, match="Shapes"):
         parse(caption)

@@ -52,7 +52,7 @@ SDXL_UNET: dict[str, Any] = {
     "use_linear_projection": True,
     "addition_embed_type": "text_time",
     "addition_time_embed_dim": 8,
-    "transformer_layers_per_block": (1, 2),
+    "transformer_layers_per_block": (1, 1),
     "projection_class_embeddings_input_dim": 6 * 8 + 32,
     "cross_attention_dim": 64,
 }
@@ -111,7 +111,9 @@ def sd(folder: Path) -> StableDiffusionPipeline:
         text_encoder=CLIPTextModel(_text_config(32)),
         tokenizer=tokenizer(folder / "tokenizer"),
         unet=UNet2DConditionModel(**UNET),
-        scheduler=DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1, clip_sample=False),
+        scheduler=DDIMScheduler(
+            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1, clip_sample=False
+        ),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -119,7 +121,7 @@ def sd(folder: Path) -> StableDiffusionPipeline:
 
 
 def sdxl(folder: Path) -> StableDiffusionXLPipeline:
-    """Stable Diffusion XL: two text encoders of which the second is pooled and projected, time ids, linear projections."""
+    """Stable Diffusion XL: two text encoders, the second pooled and projected, time ids, linear projections."""
     torch.manual_seed(1)
     words = tokenizer(folder / "tokenizer")
     return StableDiffusionXLPipeline(
@@ -129,7 +131,9 @@ def sdxl(folder: Path) -> StableDiffusionXLPipeline:
         tokenizer=words,
         tokenizer_2=words,
         unet=UNet2DConditionModel(**SDXL_UNET),
-        scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, timestep_spacing="leading"),
+        scheduler=EulerDiscreteScheduler(
+            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, timestep_spacing="leading"
+        ),
         add_watermarker=False,
     )
 
@@ -149,14 +153,14 @@ def controlnet(folder: Path) -> StableDiffusionControlNetPipeline:
 def pixart(folder: Path) -> PixArtSigmaPipeline:
     """PixArt-Sigma: a diffusion transformer with T5, a family that no table of ours names."""
     torch.manual_seed(3)
-    size = {"d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 2, "num_heads": 4, "vocab_size": 194}
+    size = {"d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 1, "num_heads": 4, "vocab_size": 194}
     return PixArtSigmaPipeline(
         tokenizer=tokenizer(folder / "tokenizer"),
         text_encoder=T5EncoderModel(T5Config(**size)),
         vae=_vae(),
         transformer=PixArtTransformer2DModel(
             sample_size=8,
-            num_layers=2,
+            num_layers=1,
             patch_size=2,
             attention_head_dim=8,
             num_attention_heads=3,

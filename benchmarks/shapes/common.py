@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,7 +56,9 @@ def train(
     Leaves the averaged weights in `module`. A run that was killed continues at its last save.
     """
     total, every = settings["steps"], settings["save_every"]
-    optimizer = torch.optim.AdamW(module.parameters(), lr=settings["rate"], betas=(0.9, 0.99), weight_decay=settings["weight_decay"])
+    optimizer = torch.optim.AdamW(
+        module.parameters(), lr=settings["rate"], betas=(0.9, 0.99), weight_decay=settings["weight_decay"]
+    )
     average, first = Average(module, settings["ema"]), 0
     state_file = folder / f"{name}.pt"
     if state_file.exists():
@@ -81,9 +82,14 @@ def train(
             pace = (time.monotonic() - began) / (step + 1 - first)
             print(f"{name}: step {step + 1}/{total} loss {np.mean(losses[-50:]):.5f} {pace:.3f} s/step", flush=True)
         if (step + 1) % every == 0 or step + 1 == total:
-            state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "average": average.values, "step": step + 1}
+            state = {
+                "module": module.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "average": average.values,
+                "step": step + 1,
+            }
             torch.save(state, folder / f"{name}.tmp")
-            os.replace(folder / f"{name}.tmp", state_file)
+            (folder / f"{name}.tmp").replace(state_file)
             kept = {key: value.clone() for key, value in module.state_dict().items()}
             average.copy_to(module)
             print(f"{name}: step {step + 1}: {evaluate()}", flush=True)

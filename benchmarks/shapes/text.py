@@ -38,7 +38,9 @@ def train_text_encoder(folder: Path, tokenizer: CLIPTokenizer) -> CLIPTextModel:
     settings: dict[str, Any] = CONFIG["text"]
     torch.manual_seed(settings["seed"])
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    config = CLIPTextConfig(vocab_size=len(tokenizer), bos_token_id=bos, eos_token_id=eos, pad_token_id=eos, **settings["model"])
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer), bos_token_id=bos, eos_token_id=eos, pad_token_id=eos, **settings["model"]
+    )
     encoder = CLIPTextModel(config)
     heads = torch.nn.Linear(config.hidden_size, sum(map(len, WORDS.values())))
     both = torch.nn.ModuleDict({"encoder": encoder, "heads": heads})
@@ -47,10 +49,15 @@ def train_text_encoder(folder: Path, tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
     def losses(batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         hidden = encoder(ids[batch]).last_hidden_state
-        place = torch.from_numpy(np.random.RandomState(int(batch[0])).randint(16, ids.shape[1], 4))  # past every caption's end
+        place = torch.from_numpy(
+            np.random.RandomState(int(batch[0])).randint(16, ids.shape[1], 4)
+        )  # past every caption's end
         logits = heads(hidden[:, place]).split([len(words) for words in WORDS.values()], dim=-1)
         target = wanted[batch][:, None].expand(-1, len(place), -1)
-        each = [torch.nn.functional.cross_entropy(part.flatten(0, 1), target[..., i].flatten()) for i, part in enumerate(logits)]
+        each = [
+            torch.nn.functional.cross_entropy(part.flatten(0, 1), target[..., i].flatten())
+            for i, part in enumerate(logits)
+        ]
         right = torch.stack([part.argmax(-1) == target[..., i] for i, part in enumerate(logits)]).all(0)
         return torch.stack(each).sum(), right.float().mean()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 from transformers import CLIPTokenizer
@@ -25,7 +26,7 @@ def learn_merges(words: Counter[str]) -> list[tuple[str, str]]:
     spelled = {word: (*word[:-1], word[-1] + "</w>") for word in words}
     merges: list[tuple[str, str]] = []
     while any(len(parts) > 1 for parts in spelled.values()):
-        pairs = Counter(pair for word, parts in spelled.items() for pair in zip(parts, parts[1:], strict=False) for _ in range(words[word]))
+        pairs = Counter(pair for word, parts in spelled.items() for pair in pairwise(parts) for _ in range(words[word]))
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
         spelled = {word: _join(parts, best) for word, parts in spelled.items()}
@@ -51,7 +52,13 @@ def save_tokenizer(folder: Path, length: int = 77) -> CLIPTokenizer:
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *(f"{a} {b}" for a, b in merges)]) + "\n")
     special = {"bos_token": BOS, "eos_token": EOS, "pad_token": EOS, "unk_token": EOS}
-    config = {**special, "tokenizer_class": "CLIPTokenizer", "model_max_length": length, "do_lower_case": True, "errors": "replace"}
+    config = {
+        **special,
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": length,
+        "do_lower_case": True,
+        "errors": "replace",
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n")
     return CLIPTokenizer.from_pretrained(folder)

@@ -10,7 +10,6 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -68,17 +67,32 @@ def build_pipeline(
 
 
 def save(pipe: StableDiffusionPipeline, folder: Path) -> None:
-    """Write the checkpoint in the published layout, weights as float16 safetensors.
+    """Write the checkpoint in the published layout: safetensors, float16 but for the small text encoder.
+
+    transformers 5 loads a model in the dtype of its file, diffusers in float32: with a float16 text encoder a plain
+    `from_pretrained` makes a pipeline whose parts do not fit each other.
 
     transformers 5 writes `CLIPTextModel` without the `text_model.` prefix and only `tokenizer.json`; readers with
     transformers 4 then start from random text weights with only a warning. So both are written as checkpoints have them.
     """
-    pipe.to(torch.float16).save_pretrained(folder)
+    pipe.unet.half()
+    pipe.vae.half()
+    pipe.save_pretrained(folder)
     save_tokenizer(folder / "tokenizer")
     (folder / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)
-    names = {key: value.contiguous() for key, value in pipe.text_encoder.state_dict().items()}
+    names = {key: value.float().contiguous() for key, value in pipe.text_encoder.state_dict().items()}
     prefixed = {key if key.startswith("text_model.") else f"text_model.{key}": value for key, value in names.items()}
     save_file(prefixed, folder / "text_encoder" / "model.safetensors", metadata={"format": "pt"})
+    for weights in folder.rglob("*.safetensors"):
+        weights.chmod(0o644)  # safetensors writes them for the owner alone
+    # only the options that were chosen, as published checkpoints have it: another scheduler then keeps its own defaults
+    chosen = {
+        "_class_name": "DDIMScheduler",
+        "_diffusers_version": diffusers.__version__,
+        **CONFIG["scheduler"],
+        **CONFIG["sampling"],
+    }
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(chosen))
     for config in folder.rglob("*config.json"):
         values = json.loads(config.read_text())
         values.pop("_name_or_path", None)

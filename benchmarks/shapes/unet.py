@@ -49,7 +49,12 @@ def encode_captions(tokenizer: CLIPTokenizer, encoder: CLIPTextModel) -> torch.T
 
 
 def train_unet(
-    folder: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, scheduler: DDPMScheduler, evaluate: Sampler
+    folder: Path,
+    vae: AutoencoderKL,
+    tokenizer: CLIPTokenizer,
+    encoder: CLIPTextModel,
+    scheduler: DDPMScheduler,
+    evaluate: Sampler,
 ) -> UNet2DConditionModel:
     """The trained denoiser; resumes from `folder`."""
     settings: dict[str, Any] = CONFIG["unet"]

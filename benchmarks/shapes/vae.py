@@ -18,7 +18,9 @@ def pictures(count: int, seed: int, held_out: bool = False) -> torch.Tensor:
     """Freshly drawn pictures, (count, 3, 64, 64) uint8."""
     rng = np.random.RandomState(seed)
     scenes = split()[1 if held_out else 0]
-    return torch.from_numpy(np.stack([draw(scenes[i], rng) for i in rng.randint(0, len(scenes), count)])).permute(0, 3, 1, 2)
+    return torch.from_numpy(np.stack([draw(scenes[i], rng) for i in rng.randint(0, len(scenes), count)])).permute(
+        0, 3, 1, 2
+    )
 
 
 def to_model(batch: torch.Tensor) -> torch.Tensor:

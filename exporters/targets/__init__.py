@@ -1,4 +1,4 @@
-"""Targets: a file each, whose name is the target's name. `write(component, folder, ...)` is what each of them answers."""
+"""Targets: a file each, whose name is the target's. `export(component, folder, ...)` is what each of them answers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from types import ModuleType
 from ingot.runtimes.errors import unknown
 
 
-def names() -> list[str]:
+def available() -> list[str]:
     """The targets that exist."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
 def target(name: str) -> ModuleType:
     """The module of a target by its name. Raises InputError listing the names that exist."""
-    if name not in names():
-        raise unknown("target", name, names())
+    if name not in available():
+        raise unknown("target", name, available())
     return importlib.import_module(f".{name}", __name__)

@@ -21,7 +21,13 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
 RADII: dict[str, float] = {"small": 9.0, "medium": 13.5, "large": 19.0}  # pixels of a 64 px picture
-PLACES: dict[str, tuple[int, int]] = {"centre": (0, 0), "left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}
+PLACES: dict[str, tuple[int, int]] = {
+    "centre": (0, 0),
+    "left": (-1, 0),
+    "right": (1, 0),
+    "top": (0, -1),
+    "bottom": (0, 1),
+}
 ATTRIBUTES = ("colour", "shape", "size", "place", "background")
 
 _CAPTION = re.compile(
@@ -54,7 +60,9 @@ def parse(caption: str) -> Scene:
         raise ValueError(f"not a Shapes caption: {caption!r}; an example: {all_scenes()[0].caption!r}")
     scene = Scene(**{**match.groupdict(), "place": match["place"] or "centre"})
     if scene not in set(all_scenes()):
-        raise ValueError(f"Shapes does not know the words of {caption!r}; colours: {', '.join(COLOURS)}; shapes: {', '.join(SHAPES)}")
+        raise ValueError(
+            f"Shapes does not know the words of {caption!r}; colours: {', '.join(COLOURS)}; shapes: {', '.join(SHAPES)}"
+        )
     return scene
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -40,7 +41,9 @@ def measure(picture: ArrayLike) -> dict[str, str | None]:
     found["colour"] = _nearest_colour(paint)
     area = float(mask.sum())
     y, x = (float((mask * (axis + 0.5)).sum() / area) for axis in np.mgrid[:SIZE, :SIZE])
-    found["place"] = min(PLACES, key=lambda p: (x - SIZE / 2 - PLACES[p][0] * OFFSET) ** 2 + (y - SIZE / 2 - PLACES[p][1] * OFFSET) ** 2)
+    found["place"] = min(
+        PLACES, key=lambda p: (x - SIZE / 2 - PLACES[p][0] * OFFSET) ** 2 + (y - SIZE / 2 - PLACES[p][1] * OFFSET) ** 2
+    )
     overlaps = {shape: _overlap(mask, shape, area, x, y) for shape in SHAPES}
     best = max(overlaps, key=lambda shape: overlaps[shape])
     if overlaps[best] >= _MIN_OVERLAP:
@@ -50,7 +53,7 @@ def measure(picture: ArrayLike) -> dict[str, str | None]:
     return found
 
 
-def score(captions: Sequence[str | Scene], pictures: Iterable[ArrayLike]) -> dict[str, float]:
+def score(captions: Sequence[str | Scene], pictures: Iterable[Any]) -> dict[str, float]:
     """The share of pictures, 0 to 1, that show what their captions say: one figure an attribute, and `all`."""
     right: dict[str, list[bool]] = {name: [] for name in (*ATTRIBUTES, "all")}
     for caption, picture in zip(captions, pictures, strict=True):

@@ -54,7 +54,7 @@ def coverage(shape: str, radius: float, x: float, y: float, turn: float = 0.0) -
             disc(radius * RING_HOLE, 0)
     else:
         pen.polygon([((x + px) * k - 0.5, (y + py) * k - 0.5) for px, py in outline(shape, radius, turn)], fill=255)
-    return np.asarray(mask.reduce(k), dtype=np.float32) / 255
+    return np.asarray(mask.reduce(k), dtype=np.float32) / np.float32(255)
 
 
 def draw(scene: Scene, rng: np.random.RandomState) -> NDArray[np.uint8]:

@@ -48,7 +48,7 @@ def engine(name: str) -> EngineModule:
     """The engine with this name."""
     if name not in available():
         raise unknown("engine", name, available())
-    module: EngineModule = importlib.import_module(f"{__name__}.{name}")  # type: ignore[assignment]  # a module as protocol
+    module: EngineModule = importlib.import_module(f"{__name__}.{name}")
     return module
 
 
@@ -82,5 +82,9 @@ def run_in_batches(graph: Engine, inputs: Mapping[str, NDArray[Any]], most: int 
     parts = []
     for start in range(0, total, size):
         rows = np.minimum(np.arange(start, start + size if fixed else min(start + size, total)), total - 1)
-        parts.append(graph.run({name: array[rows] if np.shape(array)[:1] == (total,) else array for name, array in inputs.items()}))
+        parts.append(
+            graph.run(
+                {name: array[rows] if np.shape(array)[:1] == (total,) else array for name, array in inputs.items()}
+            )
+        )
     return {name: np.concatenate([part[name] for part in parts])[:total] for name in parts[0]}

@@ -93,7 +93,9 @@ def _providers_for(device: str) -> tuple[str, ...]:
 def _require(chosen: Sequence[str | tuple[str, dict[str, Any]]]) -> None:
     here = ort.get_available_providers()
     names = [entry if isinstance(entry, str) else entry[0] for entry in chosen]
-    missing = [f"{name} (pip install {PACKAGES[name]})" if name in PACKAGES else name for name in names if name not in here]
+    missing = [
+        f"{name} (pip install {PACKAGES[name]})" if name in PACKAGES else name for name in names if name not in here
+    ]
     if missing:
         raise EngineError(f"this onnxruntime has no {', '.join(missing)}; it has: {', '.join(here)}")
 

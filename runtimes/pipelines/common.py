@@ -71,7 +71,9 @@ def check_size(name: str, value: object, multiple: int) -> int:
     if size % multiple:
         below = size // multiple * multiple
         near = [str(n) for n in (below, below + multiple) if n]
-        raise InputError(f"{name}={size} is not a multiple of {multiple}, as this model needs; {' or '.join(near)} would do")
+        raise InputError(
+            f"{name}={size} is not a multiple of {multiple}, as this model needs; {' or '.join(near)} would do"
+        )
     return size
 
 
@@ -84,14 +86,20 @@ def make_generators(seed: Seed, generator: Generators | None, images: int) -> Ge
         raise InputError("seed and generator were both given; give one of them")
     if generator is None:
         if seed is None:
-            return Generator(int(np.random.SeedSequence().entropy) % 2**63)  # type: ignore[arg-type]  # an int when nobody set it
+            return Generator()
         if isinstance(seed, int | np.integer) and not isinstance(seed, bool):
             return Generator(int(seed))
-        if not isinstance(seed, Sequence) or isinstance(seed, str) or not all(isinstance(one, int | np.integer) for one in seed):
+        if (
+            not isinstance(seed, Sequence)
+            or isinstance(seed, str)
+            or not all(isinstance(one, int | np.integer) for one in seed)
+        ):
             raise InputError(f"seed must be a whole number or a list of them, not {seed!r}")
         generator = [Generator(int(one)) for one in seed]
     if isinstance(generator, list) and len(generator) != images:
-        raise InputError(f"{len(generator)} seeds or generators for {images} pictures; give one, or one for each picture")
+        raise InputError(
+            f"{len(generator)} seeds or generators for {images} pictures; give one, or one for each picture"
+        )
     return generator
 
 
@@ -102,7 +110,7 @@ def guide(negative: Array, positive: Array, scale: float, rescale: float = 0.0) 
         return guided
     axes = tuple(range(1, guided.ndim))
     ratio = positive.std(axes, ddof=1, keepdims=True) / guided.std(axes, ddof=1, keepdims=True)
-    return (np.float32(rescale) * guided * ratio + np.float32(1 - rescale) * guided).astype(guided.dtype)
+    return np.asarray(np.float32(rescale) * guided * ratio + np.float32(1 - rescale) * guided, dtype=guided.dtype)
 
 
 def guidance_embedding(scale: float, width: int, batch: int) -> Array:

@@ -147,12 +147,16 @@ class StableDiffusion:
         custom = timesteps is not None or sigmas is not None
         count = None if custom else check_count("num_inference_steps", num_inference_steps)
         scheduler.set_timesteps(count, timesteps=timesteps, sigmas=sigmas)
-        positive, negative = self._embeddings(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, guidance_scale)
+        positive, negative = self._embeddings(
+            prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, guidance_scale
+        )
         positive = np.repeat(positive, per_prompt, axis=0)
         negative = None if negative is None else np.repeat(negative, per_prompt, axis=0)
         generators = make_generators(seed, generator, len(positive))
         x = self._first_latents(latents, len(positive), size, generators, scheduler.init_noise_sigma)
-        return self._loop(scheduler, generators, x, positive, negative, float(guidance_scale), float(guidance_rescale), eta)
+        return self._loop(
+            scheduler, generators, x, positive, negative, float(guidance_scale), float(guidance_rescale), eta
+        )
 
     def decode(self, latents: Array) -> Array:
         """Pictures of latents: (batch, height, width, 3) in 0..1. One at a time, which bounds the decoder's memory."""
@@ -177,11 +181,15 @@ class StableDiffusion:
             yield state
 
     def _predict(self, state: State, sample: Array, timestep: float) -> Array:
-        guided = state.negative_prompt_embeds is not None and state.guidance_scale > 1
-        embeds = state.prompt_embeds
-        if guided:
-            sample, embeds = np.concatenate([sample, sample]), np.concatenate([state.negative_prompt_embeds, embeds])  # type: ignore[list-item]  # not None when guided
-        inputs = {"sample": sample, "encoder_hidden_states": embeds, "timestep": timestep_input(self.denoiser, timestep, len(sample))}
+        negative, embeds = state.negative_prompt_embeds, state.prompt_embeds
+        guided = negative is not None and state.guidance_scale > 1
+        if negative is not None and guided:
+            sample, embeds = np.concatenate([sample, sample]), np.concatenate([negative, embeds])
+        inputs = {
+            "sample": sample,
+            "encoder_hidden_states": embeds,
+            "timestep": timestep_input(self.denoiser, timestep, len(sample)),
+        }
         if self._condition_width:
             inputs["timestep_cond"] = guidance_embedding(state.guidance_scale, self._condition_width, len(sample))
         out = run_in_batches(self.denoiser, inputs)["out_sample"].astype(np.float32)
@@ -196,7 +204,12 @@ class StableDiffusion:
         return self._unet_config.get("time_cond_proj_dim")
 
     def _embeddings(
-        self, prompt: object, negative_prompt: object, prompt_embeds: Array | None, negative_embeds: Array | None, scale: float
+        self,
+        prompt: object,
+        negative_prompt: object,
+        prompt_embeds: Array | None,
+        negative_embeds: Array | None,
+        scale: float,
     ) -> tuple[Array, Array | None]:
         if (prompt is None) == (prompt_embeds is None):
             raise InputError("give a prompt or prompt_embeds, and not both")
@@ -205,18 +218,22 @@ class StableDiffusion:
         texts = None if prompt is None else as_list(prompt)
         count = len(texts) if texts is not None else len(prompt_embeds)  # type: ignore[arg-type]  # one of the two is there
         negatives = as_negative(negative_prompt, count)
-        positive = prompt_embeds if texts is None else self.encode_prompt(texts)
+        positive = np.asarray(prompt_embeds) if texts is None else self.encode_prompt(texts)
         if scale <= 1 or self._condition_width:
-            return np.asarray(positive), None
+            return positive, None
         if negative_embeds is None:
             # each different text once: a batch shares its negative prompt nearly always
             rows = {text: self.encode_prompt([text]) for text in dict.fromkeys(negatives)}
             negative_embeds = np.concatenate([rows[text] for text in negatives])
-        if np.shape(negative_embeds) != np.shape(positive):
-            raise InputError(f"negative_prompt_embeds has shape {np.shape(negative_embeds)}, prompt_embeds {np.shape(positive)}; they must be equal")
-        return np.asarray(positive), np.asarray(negative_embeds)
+        if negative_embeds.shape != positive.shape:
+            raise InputError(
+                f"negative_prompt_embeds has shape {negative_embeds.shape}, prompt_embeds {positive.shape}; they must be equal"
+            )
+        return positive, negative_embeds
 
-    def _first_latents(self, given: Array | None, batch: int, size: tuple[int, int], generators: Generators, sigma: float) -> Array:
+    def _first_latents(
+        self, given: Array | None, batch: int, size: tuple[int, int], generators: Generators, sigma: float
+    ) -> Array:
         shape = (batch, self._unet_config["in_channels"], *(side // self.vae_scale_factor for side in size))
         if given is not None and np.shape(given) != shape:
             raise InputError(f"latents has shape {np.shape(given)}, not {shape}")
@@ -225,9 +242,9 @@ class StableDiffusion:
 
     def _size(self, name: str, value: int | None) -> int:
         axis = ("height", "width").index(name)
-        fixed = fixed_size(self.denoiser, "sample", 2 + axis)
-        if fixed is not None:
-            fixed *= self.vae_scale_factor
+        latent = fixed_size(self.denoiser, "sample", 2 + axis)
+        if latent is not None:
+            fixed: int = latent * self.vae_scale_factor
             if value not in (None, fixed):
                 raise InputError(f"{name}={value}: this bundle was exported with the static {name} {fixed}")
             return fixed

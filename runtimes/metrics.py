@@ -1,0 +1,51 @@
+"""How far one array is from another: the figures that certificates and pictures are judged by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What stands between a reference and what was found. Equal arrays: 0, 0, infinity, 1."""
+
+    max_abs: float
+    rel_l2: float  # |found - reference| / |reference|
+    sqnr_db: float  # the same in decibels: -20 log10(rel_l2)
+    cosine: float
+
+
+def compare(reference: NDArray[Any], found: NDArray[Any]) -> Difference:
+    """Compare in float64. Another shape, or a NaN or infinity on one side only, is infinitely far."""
+    if reference.shape != found.shape:
+        return Difference(np.inf, np.inf, -np.inf, 0.0)
+    a, b = np.asarray(reference, np.float64).ravel(), np.asarray(found, np.float64).ravel()
+    if not np.array_equal(np.isfinite(a), np.isfinite(b)):
+        return Difference(np.inf, np.inf, -np.inf, 0.0)
+    a, b = a[np.isfinite(a)], b[np.isfinite(b)]
+    error, norm, other = (float(np.linalg.norm(x)) for x in (b - a, a, b))
+    rel_l2 = error / norm if norm else (0.0 if error == 0 else np.inf)
+    return Difference(
+        max_abs=float(np.abs(b - a).max(initial=0.0)),
+        rel_l2=rel_l2,
+        sqnr_db=decibels(rel_l2),
+        cosine=float(a @ b) / (norm * other) if norm and other else float(norm == other),
+    )
+
+
+def decibels(ratio: float) -> float:
+    """An error's ratio to its signal as a signal-to-noise ratio in dB."""
+    return float(-20 * np.log10(ratio)) if ratio > 0 else float(np.inf)
+
+
+def image_psnr(reference: NDArray[Any], found: NDArray[Any]) -> float:
+    """Peak signal-to-noise ratio in dB of pictures in 0..255 (integers) or 0..1 (floats); infinity for equal ones."""
+    peak = 255.0 if np.issubdtype(reference.dtype, np.integer) else 1.0
+    if reference.shape != found.shape:
+        raise ValueError(f"pictures of different shapes: {list(reference.shape)} and {list(found.shape)}")
+    error = np.asarray(reference, np.float64) - np.asarray(found, np.float64)
+    return decibels(float(np.sqrt(np.mean(error**2))) / peak)

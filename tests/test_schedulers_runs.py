@@ -1,0 +1,151 @@
+"""How a run is started, entered half-way, noised and repeated, held against diffusers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ingot.runtimes import schedulers
+from ingot.runtimes.noise import Generator
+
+from .test_schedulers import (
+    CHAIN_RTOL,
+    SHAPE,
+    STABLE_DIFFUSION,
+    compare,
+    drive,
+    pair,
+    same_schedule,
+    scipy_or_stand_in,
+)
+from .test_schedulers_options import TIMESTEP_RTOL
+
+torch = pytest.importorskip("torch")
+__all__ = ["scipy_or_stand_in"]  # a fixture of this file too
+
+CUSTOM: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("DDPMScheduler", {}, {"timesteps": [999, 700, 500, 20, 0]}),
+    ("EulerDiscreteScheduler", {}, {"timesteps": [999, 850, 736, 645, 545, 455, 343, 233, 124, 24]}),
+    ("EulerDiscreteScheduler", {"final_sigmas_type": "sigma_min"}, {"timesteps": [900.5, 20.25]}),
+    ("EulerDiscreteScheduler", {}, {"sigmas": [14.615, 6.475, 3.861, 2.697, 1.886, 0.963, 0.399, 0.152, 0.0]}),
+    ("EulerDiscreteScheduler", {"use_karras_sigmas": True}, {"sigmas": [10.0, 1.0, 0.0]}),
+    ("DPMSolverMultistepScheduler", {}, {"timesteps": [999, 845, 730, 587, 443, 310, 193, 116, 53, 13]}),
+    ("LCMScheduler", {}, {"timesteps": [999, 759, 499, 259]}),
+    ("LCMScheduler", {}, {"timesteps": [999, 759, 499, 259], "strength": 0.6}),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "run"), CUSTOM)
+def test_custom_schedules_agree_with_diffusers(name: str, options: dict[str, Any], run: dict[str, Any]) -> None:
+    compare(name, {**STABLE_DIFFUSION, **options}, None, run=run, timestep_rtol=TIMESTEP_RTOL if "sigmas" in run else 0)
+
+
+@pytest.mark.parametrize(
+    "run", [{"original_inference_steps": 100}, {"strength": 0.5}, {"strength": 0.33, "original_inference_steps": 40}]
+)
+def test_lcm_takes_its_steps_from_the_distilled_ones(run: dict[str, Any]) -> None:
+    for steps in (1, 4, 8):
+        compare("LCMScheduler", {}, steps, run=run)
+
+
+@pytest.mark.parametrize("name", schedulers.SCHEDULERS)
+def test_a_run_entered_half_way_agrees_with_diffusers(name: str) -> None:
+    for options in ({}, {"skip_prk_steps": True}, {"solver_order": 3}):
+        if not set(options) <= set(getattr(schedulers, name).defaults):
+            continue
+        for begin in (0, 3, 9):
+            for told in (True, False):  # image-to-image says where it starts; without that the timestep is looked up
+                ours, theirs = pair(name, **STABLE_DIFFUSION, **options)
+                ours.set_timesteps(10)
+                theirs.set_timesteps(10)
+                if told and hasattr(theirs, "set_begin_index"):
+                    ours.set_begin_index(begin)
+                    theirs.set_begin_index(begin)
+                if name == "PNDMScheduler" and not options:
+                    continue  # Runge-Kutta calls come in fours from the start: diffusers cannot enter them either
+                assert drive(ours, theirs, forced=False, start=begin) < CHAIN_RTOL
+
+
+@pytest.mark.parametrize("name", schedulers.SCHEDULERS)
+def test_noise_is_added_as_diffusers_adds_it(name: str) -> None:
+    ours, theirs = pair(name, **STABLE_DIFFUSION)
+    rng = np.random.RandomState(3)
+    original, noise = (rng.randn(*SHAPE).astype(np.float32) for _ in range(2))
+    as_torch = (torch.from_numpy(original), torch.from_numpy(noise))
+    steps = 10
+    for begin in (None, 4):
+        ours.set_timesteps(steps)
+        theirs.set_timesteps(steps)
+        if begin is not None and hasattr(theirs, "set_begin_index"):
+            ours.set_begin_index(begin)
+            theirs.set_begin_index(begin)
+        for t in (ours.timesteps[[4, 4]], ours.timesteps[[5, 9]], ours.timesteps[4:5]):
+            want = theirs.add_noise(*as_torch, torch.from_numpy(t)).numpy()
+            # float32 arithmetic of one product and one sum
+            np.testing.assert_allclose(ours.add_noise(original, noise, t), want, rtol=2e-6, atol=2e-6)
+        assert np.array_equal(
+            ours.add_noise(original, noise, ours.timesteps[4]), ours.add_noise(original, noise, ours.timesteps[[4]])
+        )
+        half = ours.add_noise(original.astype(np.float16), noise.astype(np.float16), ours.timesteps[4:5])
+        assert half.dtype == np.float16
+
+
+def test_added_noise_follows_the_run_once_it_began() -> None:
+    # inpainting noises the original anew after each step
+    for name in ("EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"):
+        ours, theirs = pair(name, **STABLE_DIFFUSION)
+        x = np.ones(SHAPE, np.float32)
+        for scheduler in (ours, theirs):
+            scheduler.set_timesteps(6)
+            scheduler.set_begin_index(2)
+        for at in (2, 3, 4):
+            ours.scale_model_input(x, ours.timesteps[at])
+            theirs.scale_model_input(torch.from_numpy(x), theirs.timesteps[at])
+            ours.step(x / 2, ours.timesteps[at], x)
+            theirs.step(torch.from_numpy(x / 2), theirs.timesteps[at], torch.from_numpy(x))
+            want = theirs.add_noise(
+                torch.from_numpy(x), torch.from_numpy(-x), theirs.timesteps[at + 1 : at + 2]
+            ).numpy()
+            np.testing.assert_allclose(ours.add_noise(x, -x, ours.timesteps[at + 1]), want, rtol=2e-6, atol=2e-6)
+
+
+def test_a_list_of_generators_gives_each_image_its_own_noise() -> None:
+    scheduler = schedulers.EulerAncestralDiscreteScheduler()
+    x = np.ones(SHAPE, np.float32)
+
+    def first_step(sample: np.ndarray, generator: Any) -> np.ndarray:
+        scheduler.set_timesteps(5)
+        return scheduler.step(sample / 2, scheduler.timesteps[0], sample, generator=generator).prev_sample
+
+    both = first_step(x, [Generator(1), Generator(2)])
+    assert np.array_equal(both[:1], first_step(x[:1], Generator(1)))
+    assert np.array_equal(both[1:], first_step(x[1:], Generator(2)))
+
+
+def test_a_second_run_does_not_remember_the_first() -> None:
+    for name in schedulers.SCHEDULERS:
+        ours, theirs = pair(name, **STABLE_DIFFUSION)
+        again, _ = pair(name, **STABLE_DIFFUSION)
+        ours.set_timesteps(8)
+        theirs.set_timesteps(8)
+        drive(ours, theirs, forced=False)
+        runs = []
+        for scheduler in (ours, again):
+            scheduler.set_timesteps(5)
+            x, noise = np.ones(SHAPE, np.float32), Generator(0)
+            for t in scheduler.timesteps:
+                x = scheduler.step(scheduler.scale_model_input(x, t) / 2, t, x, generator=noise).prev_sample
+            runs.append(x)
+        assert np.array_equal(*runs)
+
+
+def test_schedules_keep_their_documented_numbers() -> None:
+    # numerics.md: at 20 steps, and the first noise's scale, which depends on the step count
+    ours, theirs = pair("EulerDiscreteScheduler", **STABLE_DIFFUSION, timestep_spacing="leading", steps_offset=1)
+    for steps, scale in ((20, 11.0736), (7, 6.6463)):
+        ours.set_timesteps(steps)
+        theirs.set_timesteps(steps)
+        same_schedule(ours, theirs)
+        assert abs(ours.init_noise_sigma - scale) < 5e-5  # four decimals are given
