@@ -28,7 +28,7 @@ from .capture import capture
 from .checkpoint import Checkpoint, load_checkpoint
 from .component import Component
 from .estimate import BYTES, estimate, readable, require_disk
-from .onnx_weights import share_weights
+from .onnx_weights import data_files, share_weights
 from .picture import Reference, compare_picture, reference_picture
 from .targets import available, target
 
@@ -95,7 +95,7 @@ def cast(
         components = capture(pipe, size=size, batch=batch)
         bar.set_description("recorded " + ", ".join(component.role for component in components))
     entries = _cast_components(components, folder, targets, dtype, static, progress)
-    share_weights(sorted(folder.glob("*/*.onnx")))
+    entries = _share(entries, folder)
     write_configs(pipe, components, folder)
     manifest = make_manifest(folder, pipe, entries, write_tokenizers(pipe, folder), provenance(checkpoint, command))
     save_manifest(folder, manifest)
@@ -142,6 +142,23 @@ def _cast_one(component: Component, name: str, folder: Path, dtype: str, static:
         nodes=written.node_count,
         parity=certificate,
     )
+
+
+def _share(entries: dict[str, ComponentEntry], folder: Path) -> dict[str, ComponentEntry]:
+    """Store weights that several ONNX graphs have in common once, and say where they lie now."""
+    if not share_weights(sorted(folder.glob("*/*.onnx"))).files:
+        return entries
+
+    def relisted(graph: Graph) -> Graph:
+        if not graph.files[0].endswith(".onnx"):
+            return graph
+        files = tuple(file.relative_to(folder).as_posix() for file in data_files(folder / graph.files[0]))
+        return msgspec.structs.replace(graph, files=(graph.files[0], *files))
+
+    return {
+        role: msgspec.structs.replace(entry, graphs=tuple(map(relisted, entry.graphs)))
+        for role, entry in entries.items()
+    }
 
 
 def _check(

@@ -82,6 +82,13 @@ def share_weights(graphs: Sequence[Path]) -> Shared:
     return Shared(files, len(groups), saved)
 
 
+def data_files(graph: Path) -> tuple[Path, ...]:
+    """The files beside a graph that hold weights of it."""
+    tensors = [tensor_of(value) for value in _stored(ir.load(graph))]
+    names = {Path(tensor.location).name for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+    return tuple(graph.with_name(name) for name in sorted(names))
+
+
 def tensor_of(value: ir.Value) -> Any:
     """An initializer's tensor; untyped, because onnx_ir's protocol for it leaves out `tofile`."""
     assert value.const_value is not None

@@ -10,6 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
+import diffusers
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTokenizer

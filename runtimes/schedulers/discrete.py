@@ -176,7 +176,7 @@ class DiscreteScheduler:
             raise InputError(f"timesteps must fall, from below {most}; got {timesteps.tolist()}")
         return whole
 
-    def _spaced(self, steps: int, **kind: Any) -> NDArray[np.float64]:
+    def _spaced(self, steps: int, **kind: Any) -> Array:
         config = self.config
         return schedules.spaced(config.timestep_spacing, steps, config.num_train_timesteps, config.steps_offset, **kind)
 

@@ -86,9 +86,9 @@ class DPMSolverMultistepScheduler(DiscreteScheduler):
         out, x = working(mean_output, sample)
         steps, at = self._steps, self._index(timestep)
         predicted, x0 = self._predict(out, x, level(self.sigmas[at]))
+        noise = randn_tensor(x.shape, generator) if self._stochastic else None
         earlier, self._predicted = len(self._predicted), deque([*self._predicted, predicted], self.config.solver_order)
         levels = [level(self.sigmas[place]) for place in range(at + 1, at - self._order(at, steps, earlier), -1)]
-        noise = randn_tensor(x.shape, generator) if self._stochastic else None
         prev = solve(self.config, x, levels, list(self._predicted)[::-1], noise)
         self._step_index = at + 1
         return stepped(prev, x0, mean_output)

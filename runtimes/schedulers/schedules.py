@@ -103,7 +103,7 @@ def sigmas_of(alphas_cumprod: Floats) -> Floats:
 
 def spaced(
     spacing: str, steps: int, train: int, offset: int, *, last: int | None = None, extra: int = 0, whole: bool = True
-) -> NDArray[np.float64]:
+) -> Array:
     """Timesteps of a run, falling: table 2 of Lin et al. 2023.
 
     `last` is how many training timesteps are in use, `extra` how many further points are laid out and then left away at
@@ -111,11 +111,10 @@ def spaced(
     """
     last = train if last is None else last
     if spacing == "trailing":
-        falling: NDArray[np.float64] = np.arange(last, 0, -train / steps)
-        return falling.round() - 1
+        return np.arange(last, 0, -train / steps).round() - 1
     if spacing == "leading":
         return (np.arange(steps + extra) * (last // (steps + extra)))[::-1][:steps] + float(offset)
-    points: NDArray[np.float64] = np.linspace(0, last - 1, steps + extra)
+    points = np.linspace(0, last - 1, steps + extra)
     return (points.round() if whole else points)[::-1][:steps]
 
 
