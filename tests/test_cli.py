@@ -71,7 +71,7 @@ def test_generate_takes_another_scheduler(tiny_bundle: Path, tmp_path: Path) -> 
         (["a cat", "--scheduler", "Wonder"], "unknown scheduler 'Wonder'; available: DDIMScheduler"),
         (
             ["a cat", "--device", "cuda"],
-            r"this onnxruntime has no CUDAExecutionProvider (pip install onnxruntime-gpu); it has:",
+            r"this onnxruntime has no CUDAExecutionProvider (pip install onnxruntime-gpu in place of onnxruntime); it has:",
         ),
         (["a cat", "--device", "abacus"], "unknown device 'abacus' for ONNX Runtime; available: cpu, cuda"),
         (["a cat", "--threads", "0"], "threads=0: a session needs at least 1"),

@@ -234,7 +234,13 @@ def test_a_place_that_cannot_be_written_is_refused(tiny_sd: Any, tmp_path: Path)
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
 def test_a_stopped_export_leaves_nothing_that_opens(tiny_sd: Any, tmp_path: Path, stop: signal.Signals) -> None:
     command = [sys.executable, "-m", "ingot.cli", "export", str(tiny_sd.folder), "-o", str(tmp_path / "bundle")]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+
+    def as_at_a_terminal() -> None:
+        # a suite that runs in the background is told to ignore Ctrl-C, and so would be what it starts
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, preexec_fn=as_at_a_terminal, **quiet) as process:
         deadline = time.monotonic() + 120
         while not list(tmp_path.glob(".bundle*/*")) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)

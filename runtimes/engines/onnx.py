@@ -23,12 +23,12 @@ DEVICES: dict[str, tuple[str, ...]] = {
     "coreml": ("CoreMLExecutionProvider", "CPUExecutionProvider"),
     "directml": ("DmlExecutionProvider", "CPUExecutionProvider"),
 }
-PACKAGES = {
-    "CUDAExecutionProvider": "onnxruntime-gpu",
-    "TensorrtExecutionProvider": "onnxruntime-gpu",
-    "OpenVINOExecutionProvider": "onnxruntime-openvino",
-    "DmlExecutionProvider": "onnxruntime-directml",
-    "CoreMLExecutionProvider": "onnxruntime on macOS",
+HOW_TO_GET = {
+    "CUDAExecutionProvider": "pip install onnxruntime-gpu in place of onnxruntime",
+    "TensorrtExecutionProvider": "pip install onnxruntime-gpu in place of onnxruntime",
+    "OpenVINOExecutionProvider": "pip install onnxruntime-openvino in place of onnxruntime",
+    "DmlExecutionProvider": "pip install onnxruntime-directml in place of onnxruntime",
+    "CoreMLExecutionProvider": "part of onnxruntime on macOS",
 }
 
 
@@ -80,7 +80,7 @@ def open_graph(
 def report() -> dict[str, str]:
     """The version, the providers that are here, and the package for each that is not."""
     here = ort.get_available_providers()
-    missing = {name: f"not installed: pip install {package}" for name, package in PACKAGES.items() if name not in here}
+    missing = {name: f"not here: {how}" for name, how in HOW_TO_GET.items() if name not in here}
     return {"version": ort.__version__, **dict.fromkeys(here, "available"), **missing}
 
 
@@ -93,9 +93,7 @@ def _providers_for(device: str) -> tuple[str, ...]:
 def _require(chosen: Sequence[str | tuple[str, dict[str, Any]]]) -> None:
     here = ort.get_available_providers()
     names = [entry if isinstance(entry, str) else entry[0] for entry in chosen]
-    missing = [
-        f"{name} (pip install {PACKAGES[name]})" if name in PACKAGES else name for name in names if name not in here
-    ]
+    missing = [f"{name} ({HOW_TO_GET.get(name, 'not known to Ingot')})" for name in names if name not in here]
     if missing:
         raise EngineError(f"this onnxruntime has no {', '.join(missing)}; it has: {', '.join(here)}")
 
