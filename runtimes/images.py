@@ -12,7 +12,8 @@ from PIL import Image
 def to_unit(decoded: NDArray[Any]) -> NDArray[np.float32]:
     """VAE output (batch, 3, height, width) in -1..1 to pictures (batch, height, width, 3) in 0..1."""
     halved = decoded.astype(np.float32) / np.float32(2) + np.float32(0.5)
-    return np.clip(halved, 0, 1, dtype=np.float32).transpose(0, 2, 3, 1)
+    pictures: NDArray[np.float32] = np.clip(halved, 0, 1).transpose(0, 2, 3, 1)
+    return pictures
 
 
 def to_uint8(pictures: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -73,7 +73,7 @@ def train(
             group["lr"] = one_cycle(step, total, settings["rate"], settings["warm_up"])
         optimizer.zero_grad(set_to_none=True)
         loss = loss_of(step)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         average.update(module, step)
