@@ -43,7 +43,7 @@ bench: $(STAMP)
 	$(BIN)/python -m ingot.benchmarks.start_up
 
 wheel: $(STAMP)
-	rm -rf dist && $(BIN)/python -m build --wheel
+	rm -rf dist build/lib build/bdist* && $(BIN)/python -m build --wheel
 
 clean:
 	rm -rf $(VENV) build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from ingot.runtimes.errors import ExportError, InputError
 
-_MARK = ".ingot-partial-"
+_PARTIAL, _OLD = ".ingot-partial-", ".ingot-old-"
 
 
 @contextmanager
@@ -20,16 +21,11 @@ def atomic_folder(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     What a killed run left is removed by the next one. Raises InputError when `final` exists and may not be replaced,
     ExportError when its parent cannot be written.
     """
-    if final.exists() and not overwrite:
-        raise InputError(f"{final} exists; name another folder, or give --overwrite (overwrite=True) to replace it")
-    if final.exists() and not (final / "ingot.json").is_file() and (not final.is_dir() or any(final.iterdir())):
-        raise InputError(
-            f"{final} exists and is no bundle; it is not replaced, not even with overwrite: name another folder"
-        )
-    partial = final.parent / f".{final.name}{_MARK}{os.getpid()}"
+    partial = final.parent / f".{final.name}{_PARTIAL}{os.getpid()}"
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        _remove_litter(final)
+        _clean_up(final)
+        _check(final, overwrite)
         partial.mkdir()
     except OSError as error:
         raise ExportError(f"cannot write to {final.parent}: {error.strerror or error}") from error
@@ -42,20 +38,41 @@ def atomic_folder(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _check(final: Path, overwrite: bool) -> None:
+    if not final.exists():
+        return
+    if not overwrite:
+        raise InputError(f"{final} exists; name another folder, or give --overwrite (overwrite=True) to replace it")
+    if not (final / "ingot.json").is_file() and (not final.is_dir() or any(final.iterdir())):
+        raise InputError(
+            f"{final} exists and is no bundle; it is not replaced, not even with overwrite: name another folder"
+        )
+
+
 def _replace(partial: Path, final: Path) -> None:
     if not final.exists():
         partial.rename(final)
         return
-    old = final.parent / f".{final.name}.ingot-old-{os.getpid()}"
+    old = final.parent / f".{final.name}{_OLD}{os.getpid()}"
     final.rename(old)
-    partial.rename(final)
+    try:
+        partial.rename(final)
+    except OSError:
+        old.rename(final)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _remove_litter(final: Path) -> None:
-    for litter in final.parent.glob(f".{final.name}{_MARK}*"):
-        if not _alive(litter.name.rsplit("-", 1)[1]):
-            shutil.rmtree(litter, ignore_errors=True)
+def _clean_up(final: Path) -> None:
+    """Remove what runs that are gone have left; a bundle that was moved aside and never replaced is put back."""
+    for mark in (_OLD, _PARTIAL):
+        for litter in final.parent.glob(f".{glob.escape(final.name)}{mark}*"):
+            if _alive(litter.name.rsplit("-", 1)[1]):
+                continue
+            if mark == _OLD and not final.exists():
+                litter.rename(final)
+            else:
+                shutil.rmtree(litter, ignore_errors=True)
 
 
 def _alive(pid: str) -> bool:

@@ -61,6 +61,8 @@ def _record_twice(
         except ValueError as error:
             # How diffusers refuses a size (Stable Diffusion wants multiples of 8 even where the VAE's factor is 4).
             refusal = error
+        except (RuntimeError, TypeError, KeyError, AttributeError, IndexError) as error:
+            raise ExportError(f"{type(pipe).__name__} failed while it was recorded: {error}") from error
         else:
             return runs, (first.axes(), second.axes())
     raise ExportError(f"{type(pipe).__name__} cannot be run to record it: {refusal}") from refusal

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import huggingface_hub
 import torch
 import transformers
 from diffusers import DiffusionPipeline
@@ -49,17 +50,31 @@ def load_checkpoint(
         return Checkpoint(_from_folder(path, allow_pickle), str(path), None, _licence_of(path))
     if path.is_file():
         return Checkpoint(_from_file(path, allow_pickle, config), str(path), None, None)
-    if path.suffix or path.is_absolute() or str(model).startswith((".", "~")) or str(model).count("/") != 1:
+    if (
+        path.suffix in (".safetensors", *PICKLED)
+        or path.is_absolute()
+        or str(model).startswith((".", "~"))
+        or str(model).count("/") != 1
+    ):
         raise InputError(
             f"{model!s} is neither a file, a folder, a hub id such as 'stable-diffusion-v1-5/stable-diffusion-v1-5', nor 'shapes'"
         )
-    pipe = _read(
-        lambda: DiffusionPipeline.from_pretrained(
-            str(model), revision=revision, use_safetensors=None if allow_pickle else True
-        ),
-        str(model),
-    )
-    return Checkpoint(pipe, str(model), revision, None)
+    return _from_hub(str(model), revision, allow_pickle)
+
+
+def _from_hub(name: str, revision: str | None, allow_pickle: bool) -> Checkpoint:
+    safe = None if allow_pickle else True
+    try:
+        pipe = _read(lambda: DiffusionPipeline.from_pretrained(name, revision=revision, use_safetensors=safe), name)
+    except ExportError as error:
+        if allow_pickle or "safetensors" not in str(error):
+            raise
+        raise ExportError(f"{error}; if it holds only pickled weights: {_WHY_NOT_PICKLE}") from error
+    try:
+        info = huggingface_hub.model_info(name, revision=revision)
+    except Exception:  # offline, from the cache, less is known; the client's errors have no common base
+        return Checkpoint(pipe, name, revision, None)
+    return Checkpoint(pipe, name, info.sha or revision, getattr(info.card_data, "license", None))
 
 
 def _from_folder(folder: Path, allow_pickle: bool) -> Any:

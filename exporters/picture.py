@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ingot.runtimes.errors import ParityError
-from ingot.runtimes.load import load
+from ingot.runtimes.bundle import Bundle
+from ingot.runtimes.errors import ExportError, ParityError
+from ingot.runtimes.load import build
 from ingot.runtimes.manifest import ImageParity
 from ingot.runtimes.metrics import image_psnr
 from ingot.runtimes.pipelines import FAMILIES
+
+from .recording import quietly
 
 # dB against diffusers in float32 with the same seed. Float32 graphs: one grey level of 255 in every pixel is 48 dB.
 LIMITS = {"float32": 60.0, "float16": 35.0}
@@ -33,39 +35,39 @@ class Reference:
 
 
 def reference_picture(pipe: Any, size: tuple[int, int] | None, count: int) -> Reference | None:
-    """The picture that diffusers makes; None for a pipeline that has no torch-free counterpart yet."""
+    """The picture that diffusers makes; None for a pipeline that has no torch-free counterpart yet.
+
+    Raises ExportError when diffusers refuses the size.
+    """
     if type(pipe).__name__ not in FAMILIES:
         return None
-    default = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    height, width = size or (min(default, _LARGEST),) * 2
+    height, width = size or tuple(min(side, _LARGEST) for side in default_size(pipe))
+    call = {"height": height, "width": width, "num_images_per_prompt": count, "output_type": "np"}
     generators = [torch.Generator().manual_seed(SEED + i) for i in range(count)]
-    shown = getattr(pipe, "_progress_bar_config", {})
-    checker, pipe.safety_checker = pipe.safety_checker, None
-    pipe.set_progress_bar_config(disable=True)
-    made = pipe(
-        PROMPT,
-        height=height,
-        width=width,
-        num_inference_steps=STEPS,
-        guidance_scale=GUIDANCE,
-        generator=generators,
-        num_images_per_prompt=count,
-        output_type="np",
-    )
-    pipe.set_progress_bar_config(**shown)
-    pipe.safety_checker = checker
+    try:
+        with quietly(pipe):
+            made = pipe(PROMPT, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=generators, **call)
+    except ValueError as error:
+        raise ExportError(f"{type(pipe).__name__} cannot make a picture of {height}x{width} pixels: {error}") from error
     return Reference(made.images, height, width, count)
 
 
-def compare_picture(folder: Path, engine: str, reference: Reference, dtype: str) -> ImageParity:
+def default_size(pipe: Any) -> tuple[int, int]:
+    """(height, width) in pixels that a latent pipeline makes when nobody names a size."""
+    side = next(getattr(pipe, name) for name in ("unet", "transformer") if hasattr(pipe, name)).config.sample_size
+    height, width = (side, side) if isinstance(side, int) else side
+    return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
+
+
+def compare_picture(bundle: Bundle, engine: str, reference: Reference, dtype: str) -> ImageParity:
     """Make the picture with the bundle. Raises ParityError when it misses the limit of its precision."""
-    pipe = load(folder, engine=engine, verify=False)
+    pipe = build(bundle, engine=engine)
     made = pipe(
         PROMPT, height=reference.height, width=reference.width, num_inference_steps=STEPS, guidance_scale=GUIDANCE,
         seed=[SEED + i for i in range(reference.count)], num_images_per_prompt=reference.count, output_type="np", progress=False,
     )  # fmt: skip
     psnr = float(image_psnr(reference.picture, made.images))
-    if psnr < LIMITS[dtype]:
+    if not psnr >= LIMITS[dtype]:
         raise ParityError(
             f"the {engine} pipeline's picture is {psnr:.1f} dB from diffusers' with the same seed; {dtype} wants {LIMITS[dtype]:.0f} dB"
         )

@@ -43,7 +43,7 @@ def record(pipe: Any, sizes: Sizes, inputs: Mapping[str, Any]) -> dict[str, Reco
     """
     seen: dict[str, Recorded] = {}
     with ExitStack() as stack, torch.no_grad():
-        stack.enter_context(_quiet(pipe))
+        stack.enter_context(quietly(pipe))
         for role, module, method in _methods(pipe):
             stack.enter_context(_watched(role, module, method, seen))
         pipe(**call_inputs(pipe.__call__, sizes, inputs))
@@ -111,7 +111,7 @@ def _cloned(value: Any) -> Any:
 
 
 @contextmanager
-def _quiet(pipe: Any) -> Iterator[None]:
+def quietly(pipe: Any) -> Iterator[None]:
     """No progress bar, no safety checker, no watermark, for the time of a recording."""
     bar = dict(getattr(pipe, "_progress_bar_config", {}))
     # Past the pipeline's own __setattr__, which would strike them from its config for good.

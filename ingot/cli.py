@@ -15,14 +15,14 @@ from . import commands
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0, or 1 after an error of the user's or the machine's, told in one line."""
-    parsed = parser().parse_args(arguments)
+    parsed = _parse(arguments)
     try:
         parsed.run(parsed)
     except IngotError as error:
         print(f"ingot: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("ingot: stopped; nothing half-written was left", file=sys.stderr)
+        print("ingot: stopped", file=sys.stderr)
         return 130
     return 0
 
@@ -42,6 +42,17 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(run=commands.doctor)
     return top
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Prompts may stand behind options too, which argparse does not let a list of arguments do."""
+    top = parser()
+    parsed, rest = top.parse_known_args(arguments)
+    if rest and (not hasattr(parsed, "prompts") or any(word.startswith("-") for word in rest)):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        parsed.prompts += rest
+    return parsed
 
 
 def size(text: str) -> tuple[int, int]:
@@ -74,7 +85,9 @@ def _add_export(command: argparse.ArgumentParser) -> None:
 
 def _add_generate(command: argparse.ArgumentParser) -> None:
     command.add_argument("bundle", type=Path, metavar="BUNDLE")
-    command.add_argument("prompts", nargs="*", metavar="PROMPT", help="one or several; - or --prompts reads a file")
+    command.add_argument(
+        "prompts", nargs="*", metavar="PROMPT", help="one or several; - reads them from standard input, a line each"
+    )
     command.add_argument("--prompts", dest="prompt_file", type=Path, metavar="FILE", help="a prompt on each line")
     command.add_argument("--negative", metavar="PROMPT", help="what the picture should not show")
     command.add_argument("--steps", type=int, default=20, metavar="N", help="denoising steps (default: 20)")

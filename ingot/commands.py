@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from ingot import __version__
 from ingot.runtimes import engines
 from ingot.runtimes.bundle import Bundle
-from ingot.runtimes.errors import InputError
+from ingot.runtimes.errors import EngineError, InputError
 from ingot.runtimes.images import grid
 from ingot.runtimes.load import load
 from ingot.runtimes.manifest import Certificate, Graph, ImageParity
@@ -40,6 +42,8 @@ def generate(options: argparse.Namespace) -> None:
         raise InputError(
             f"the folder {options.output.absolute().parent} does not exist; -o must name a file in one that does"
         )
+    if options.output.suffix.lower() not in Image.registered_extensions():
+        raise InputError(f"cannot save {options.output}: its ending names no picture format; .png would do")
     pipe = load(options.bundle, device=options.device, threads=options.threads)
     if options.scheduler:
         from ingot.runtimes import schedulers
@@ -81,9 +85,9 @@ def inspect(options: argparse.Namespace) -> None:
 
 def verify(options: argparse.Namespace) -> None:
     """`ingot verify`."""
-    from ingot.runtimes.verify import verify as verify_bundle
+    from ingot.runtimes.verify import checks
 
-    for line in verify_bundle(options.bundle, deep=options.deep, threads=options.threads):
+    for line in checks(options.bundle, deep=options.deep, threads=options.threads):
         print(line)
 
 
@@ -94,7 +98,7 @@ def doctor(options: argparse.Namespace) -> None:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
     }
-    found["engines"] = {name: engines.engine(name).report() for name in engines.available()}
+    found["engines"] = {name: _engine_report(name) for name in engines.available()}
     found["export"] = _export_packages()
     if options.json:
         print(json.dumps(found, indent=1))
@@ -109,13 +113,22 @@ def doctor(options: argparse.Namespace) -> None:
         print(f"  {key:28} {value}")
 
 
+def _engine_report(name: str) -> dict[str, str]:
+    try:
+        return engines.engine(name).report()
+    except EngineError as error:
+        return {"missing": str(error)}
+
+
 def _prompts(options: argparse.Namespace) -> list[str]:
-    prompts = list(options.prompts)
+    prompts = [
+        line for prompt in options.prompts for line in (sys.stdin.read().splitlines() if prompt == "-" else [prompt])
+    ]
     if options.prompt_file:
         try:
             lines = options.prompt_file.read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise InputError(f"cannot read prompts from {options.prompt_file}: {error.strerror}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read prompts from {options.prompt_file} as UTF-8: {error}") from error
         prompts += [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise InputError('no prompt was given: ingot generate BUNDLE "PROMPT", or --prompts FILE')

@@ -10,6 +10,8 @@ from . import manifest as manifests
 from .errors import BundleError, InputError
 from .manifest import ComponentEntry, FileEntry, Graph, Manifest
 
+DTYPES = {"float32", "float16", "float64", "int64", "int32", "int8", "uint8", "bool"}
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -27,11 +29,15 @@ class Bundle:
         """
         folder = Path(path)
         file = folder / manifests.FILE_NAME
-        if not file.is_file():
+        try:
+            text = file.read_bytes()
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise BundleError(
                 f"{folder} is no bundle: it has no {manifests.FILE_NAME}. `ingot export MODEL -o {folder} --to onnx` makes one"
-            )
-        bundle = cls(folder, manifests.decode(file.read_bytes()))
+            ) from error
+        except OSError as error:
+            raise BundleError(f"{file} cannot be read: {error.strerror}") from error
+        bundle = cls(folder, manifests.decode(text))
         problems = [*bundle.structure_problems(), *bundle.file_problems(hashes=hashes)]
         if problems:
             raise BundleError(f"{folder} cannot be trusted: " + "; ".join(problems))
@@ -67,7 +73,13 @@ class Bundle:
         named += manifest.tokenizers.values()
         problems = [f"{name!r} leaves the bundle" for name in sorted({*manifest.files, *named}) if _leaves(name)]
         problems += [f"{name} is used but has no hash" for name in sorted(set(named) - set(manifest.files))]
-        return problems + [f"{role} has no graph" for role, entry in manifest.components.items() if not entry.graphs]
+        problems += [f"{role} has no graph" for role, entry in manifest.components.items() if not entry.graphs]
+        for role, entry in manifest.components.items():
+            for graph in entry.graphs:
+                dtypes = {spec.dtype for spec in (*graph.signature.inputs, *graph.signature.outputs)} - DTYPES
+                problems += [f"{role}: {graph.engine} {graph.precision} names no file"] if not graph.files else []
+                problems += [f"{role}: unknown dtype {dtype!r}" for dtype in sorted(dtypes)]
+        return problems
 
     def file_problems(self, *, hashes: bool = True) -> list[str]:
         """What is wrong with the files on disk."""
@@ -76,7 +88,18 @@ class Bundle:
             for name, entry in self.manifest.files.items()
             if not _leaves(name)
         )
-        return [f"{name} {problem}" for name, problem in checked if problem]
+        found = [f"{name} {problem}" for name, problem in checked if problem]
+        # external weights are found by their names, so a file that nobody hashed could be read as one
+        for file in sorted(self.path.rglob("*")):
+            name = file.relative_to(self.path).as_posix()
+            if file.is_file() and name not in self.manifest.files and not _unlisted(name):
+                found.append(f"{name} is not in the manifest")
+        return found
+
+
+def _unlisted(name: str) -> bool:
+    """The manifest itself, and hidden files such as a desktop leaves anywhere."""
+    return name == manifests.FILE_NAME or any(part.startswith(".") for part in PurePosixPath(name).parts)
 
 
 def describe_file(path: Path) -> FileEntry:
@@ -87,7 +110,7 @@ def describe_file(path: Path) -> FileEntry:
 
 def _leaves(name: str) -> bool:
     parts = PurePosixPath(name)
-    return parts.is_absolute() or ".." in parts.parts or "\\" in name or ":" in name or not parts.parts
+    return parts.is_absolute() or ".." in parts.parts or "\\" in name or ":" in name or "\0" in name or not parts.parts
 
 
 def _file_problem(path: Path, entry: FileEntry, hashes: bool) -> str | None:
@@ -96,6 +119,8 @@ def _file_problem(path: Path, entry: FileEntry, hashes: bool) -> str | None:
     size = path.stat().st_size
     if size != entry.size:
         return f"has {size} bytes, not {entry.size}"
-    if hashes and describe_file(path).sha256 != entry.sha256:
-        return "has another sha256 than when it was written"
-    return None
+    try:
+        changed = hashes and describe_file(path).sha256 != entry.sha256
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return "has another sha256 than when it was written" if changed else None

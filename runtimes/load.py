@@ -7,6 +7,7 @@ from typing import Any
 
 from .bundle import Bundle
 from .engines import Engine, engine
+from .errors import BundleError
 from .manifest import Graph
 from .pipelines import pipeline_class
 from .schedulers import from_config
@@ -23,14 +24,23 @@ def load(
     `session_options=`. Raises BundleError for a bundle that was changed or is not whole, InputError for names that the
     bundle or Ingot do not have, EngineError for an engine that is not installed here.
     """
-    bundle = Bundle.open(path, hashes=verify)
+    return build(Bundle.open(path, hashes=verify), engine=engine, precision=precision, **options)
+
+
+def build(bundle: Bundle, *, engine: str | None = None, precision: str | None = None, **options: Any) -> Any:
+    """The pipeline of a bundle that is open already."""
     manifest = bundle.manifest
     family = pipeline_class(manifest.pipeline)
     wanted = [role for role in family.roles if role in manifest.components] or list(manifest.components)
     engines = {role: open_engine(bundle, bundle.graph(role, engine, precision), **options) for role in wanted}
     tokenizers = {role: Tokenizer(bundle.file(file)) for role, file in manifest.tokenizers.items()}
     configs = {role: entry.config for role, entry in manifest.components.items()}
-    return family(engines, tokenizers, from_config(manifest.scheduler), configs)
+    try:
+        return family(engines, tokenizers, from_config(manifest.scheduler), configs)
+    except KeyError as error:
+        raise BundleError(
+            f"{bundle.path}: {manifest.pipeline} needs {error} in the bundle's tokenizers or configs"
+        ) from error
 
 
 def open_engine(bundle: Bundle, graph: Graph, **options: Any) -> Engine:

@@ -24,9 +24,10 @@ def compare(reference: NDArray[Any], found: NDArray[Any]) -> Difference:
     if reference.shape != found.shape:
         return Difference(np.inf, np.inf, -np.inf, 0.0)
     a, b = np.asarray(reference, np.float64).ravel(), np.asarray(found, np.float64).ravel()
-    if not np.array_equal(np.isfinite(a), np.isfinite(b)):
+    finite = np.isfinite(a)
+    if not np.array_equal(finite, np.isfinite(b)) or not np.array_equal(a[~finite], b[~finite], equal_nan=True):
         return Difference(np.inf, np.inf, -np.inf, 0.0)
-    a, b = a[np.isfinite(a)], b[np.isfinite(b)]
+    a, b = a[finite], b[finite]
     error, norm, other = (float(np.linalg.norm(x)) for x in (b - a, a, b))
     rel_l2 = error / norm if norm else (0.0 if error == 0 else np.inf)
     return Difference(
@@ -38,7 +39,9 @@ def compare(reference: NDArray[Any], found: NDArray[Any]) -> Difference:
 
 
 def decibels(ratio: float) -> float:
-    """An error's ratio to its signal as a signal-to-noise ratio in dB."""
+    """An error's ratio to its signal as a signal-to-noise ratio in dB; minus infinity for a ratio that is no number."""
+    if not np.isfinite(ratio):
+        return float(-np.inf)
     return float(-20 * np.log10(ratio)) if ratio > 0 else float(np.inf)
 
 

@@ -14,12 +14,17 @@ from .metrics import compare
 from .parity_data import load_calls
 
 
-def verify(path: str | Path, *, deep: bool = False, **options: Any) -> Iterator[str]:
+def verify(path: str | Path, *, deep: bool = False, **options: Any) -> list[str]:
     """Check schema, files and hashes; with `deep`, run every graph on its stored inputs and hold the outputs against the
-    torch component's. Yields a line for everything that was found right; `options` go to the engines.
+    torch component's. Returns a line for everything that was found right; `options` go to the engines.
 
     Raises BundleError at the first thing that is wrong.
     """
+    return list(checks(path, deep=deep, **options))
+
+
+def checks(path: str | Path, *, deep: bool = False, **options: Any) -> Iterator[str]:
+    """The same, a line at a time as each check is done."""
     bundle = Bundle.open(path)
     files = bundle.manifest.files
     yield f"manifest: schema {bundle.manifest.schema}, {len(bundle.manifest.components)} components"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import ingot
-from ingot import Bundle, BundleError, InputError
+from ingot import Bundle, BundleError, EngineError, InputError
 
 Damage = Callable[[dict[str, Any]], None]
 
@@ -122,6 +122,59 @@ def test_a_file_without_hash_is_refused(copy: Path) -> None:
         ingot.load(copy)
 
 
+def test_a_file_that_nobody_hashed_is_refused(copy: Path) -> None:
+    """A graph could read it as weights."""
+    (copy / "unet" / "model.onnx_data").write_bytes(b"x")
+    (copy / ".DS_Store").write_bytes(b"a desktop was here")
+    with pytest.raises(BundleError, match=r"trusted: unet/model\.onnx_data is not in the manifest$"):
+        ingot.load(copy)
+
+
+EDITS: dict[str, tuple[Damage, str]] = {
+    "no tokenizer": (lambda m: m.update(tokenizers={}), "StableDiffusionPipeline needs 'tokenizer'"),
+    "an empty config": (lambda m: m["components"]["vae_decoder"].update(config={}), "needs 'block_out_channels'"),
+    "a graph without file": (
+        lambda m: m["components"]["unet"]["graphs"][0].update(files=[]),
+        "unet: onnx float32 names no file",
+    ),
+    "a component without graph": (lambda m: m["components"]["unet"].update(graphs=[]), "unet has no graph"),
+    "a null byte": (lambda m: m["files"].update({"a\0b": {"size": 1, "sha256": ""}}), "leaves the bundle"),
+    "a dtype": (
+        lambda m: m["components"]["unet"]["graphs"][0]["signature"]["inputs"][0].update(dtype="wonder"),
+        "unet: unknown dtype 'wonder'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edited_manifest_is_told_what_is_wrong(copy: Path, name: str) -> None:
+    change, message = EDITS[name]
+    edit(copy, change)
+    with pytest.raises(BundleError, match=message):
+        ingot.load(copy)
+
+
+def test_a_bundle_that_may_not_be_read_says_so(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # root, who runs many test machines, may read everything
+    def refuse(_: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(BundleError, match=r"ingot\.json cannot be read: Permission denied"):
+        Bundle.open(copy)
+
+
+def test_a_provider_that_does_not_start_is_no_silent_cpu(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package lists CUDA, its library does not load: ONNX Runtime would go on on the CPU."""
+    import onnxruntime
+
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    with pytest.raises(EngineError, match="CUDAExecutionProvider"):
+        ingot.load(tiny_bundle, device="cuda")
+
+
 def test_an_engine_or_precision_that_the_bundle_lacks_is_named(tiny_bundle: Path) -> None:
     with pytest.raises(InputError, match="has no graph for float16; it has: onnx float32"):
         ingot.load(tiny_bundle, precision="float16")
@@ -136,7 +189,7 @@ def test_a_pipeline_without_torch_free_loop_is_named(copy: Path) -> None:
 
 
 def test_verify_deep_runs_every_graph(tiny_bundle: Path) -> None:
-    lines = list(ingot.verify(tiny_bundle, deep=True))
+    lines = ingot.verify(tiny_bundle, deep=True)
     assert [line.split(" on ")[0] for line in lines[2:]] == ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
 
 
@@ -158,4 +211,4 @@ def test_verify_deep_finds_a_graph_that_computes_something_else(copy: Path) -> N
 
     edit(copy, fit)
     with pytest.raises(BundleError, match=r"unet on onnx float32: relative L2 .*; the limit is 1e-04"):
-        list(ingot.verify(copy, deep=True))
+        ingot.verify(copy, deep=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from PIL import Image
 
 import ingot
 from ingot.cli import main
+from ingot.runtimes import schedulers
 
 
 def test_generate_writes_what_the_library_makes(
@@ -53,9 +56,54 @@ def test_generate_reads_prompts_from_a_file_and_numbers_the_pictures(tiny_bundle
     assert Image.open(tmp_path / "grid.png").size == (128, 128)
 
 
-def test_generate_takes_another_scheduler(tiny_bundle: Path, tmp_path: Path) -> None:
-    options = ["a cat", "--steps", "2", "--size", "64", "--quiet", "--scheduler", "EulerDiscreteScheduler"]
-    assert main(["generate", str(tiny_bundle), *options, "-o", str(tmp_path / "e.png")]) == 0
+@pytest.mark.parametrize(
+    ("options", "call"),
+    [
+        (["--negative", "rain"], {"negative_prompt": "rain"}),
+        (["--guidance", "2"], {"guidance_scale": 2.0}),
+        # not Euler, whose steps are DDIM's in other variables
+        (["--scheduler", "EulerAncestralDiscreteScheduler"], {"scheduler": "EulerAncestralDiscreteScheduler"}),
+        (["--threads", "1"], {}),
+    ],
+)
+def test_generate_hands_its_options_on(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], call: dict[str, Any]
+) -> None:
+    """Latents, not pictures: a random decoder paints nearly everything grey."""
+    from ingot.runtimes.pipelines.stable_diffusion import StableDiffusion
+
+    decoded: list[Any] = []
+    honest = StableDiffusion.decode
+
+    def keep(self: Any, latents: Any) -> Any:
+        decoded.append(latents)
+        return honest(self, latents)
+
+    monkeypatch.setattr(StableDiffusion, "decode", keep)
+    base = ["generate", str(tiny_bundle), "--steps", "2", "--size", "64", "--quiet", "-o", str(tmp_path / "o.png")]
+    assert main([*base, *options, "a cat"]) == 0  # the prompt behind the options
+    pipe = ingot.load(tiny_bundle)
+    if name := call.pop("scheduler", None):
+        pipe.scheduler = schedulers.from_config({**pipe.scheduler.config, "_class_name": name})
+    same = {"num_inference_steps": 2, "height": 64, "width": 64, "seed": 0, "output_type": "latent", "progress": False}
+    np.testing.assert_array_equal(decoded[0], pipe("a cat", **same, **call).images)
+    plain = ingot.load(tiny_bundle)("a cat", **same).images
+    assert (np.abs(decoded[0] - plain).max() > 1e-3) == ("--threads" not in options)
+
+
+def test_generate_reads_prompts_from_standard_input(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("a cat\na dog\n"))
+    options = ["-", "--steps", "1", "--size", "64", "--quiet", "-o", str(tmp_path / "p.png")]
+    assert main(["generate", str(tiny_bundle), *options]) == 0
+    assert len(list(tmp_path.glob("p-*.png"))) == 2
+
+
+def test_an_unknown_option_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["generate", "bundle", "a cat", "--wonder"])
+    assert "unrecognized arguments: --wonder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -65,7 +113,7 @@ def test_generate_takes_another_scheduler(tiny_bundle: Path, tmp_path: Path) -> 
         (["a cat", "--size", "63x64"], "height=63 is not a multiple of"),
         (["a cat", "--count", "0"], "--count 0: at least 1 picture is needed"),
         ([], "no prompt was given"),
-        (["--prompts", "/nowhere/prompts.txt"], "cannot read prompts from /nowhere/prompts.txt"),
+        (["--prompts", "/nowhere/prompts.txt"], "cannot read prompts from /nowhere/prompts.txt as UTF-8"),
         (["a cat", "-o", "/nowhere/out.png"], "the folder /nowhere does not exist"),
         (["a cat", "--steps", "1", "--size", "64", "-o", "out.wonder"], "cannot save out.wonder"),
         (["a cat", "--scheduler", "Wonder"], "unknown scheduler 'Wonder'; available: DDIMScheduler"),

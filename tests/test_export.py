@@ -72,7 +72,20 @@ def test_static_bundle_takes_its_own_size_only(tiny_sd: Any, tiny_bundle: Path, 
     )  # 3 pictures through graphs of batch 2
     with pytest.raises(InputError, match="height=128: this bundle was exported with the static height 64"):
         pipe("a cat", height=128, **call)
-    assert list(ingot.verify(static, deep=True))
+    assert ingot.verify(static, deep=True)
+
+
+def test_a_static_bundle_without_a_size_has_the_models_own(tiny_sd: Any, tmp_path: Path) -> None:
+    static = ingot.export(tiny_sd.folder, tmp_path / "static", static=True, progress=False)
+    pipe = ingot.load(static)
+    made = pipe("a cat", num_inference_steps=1, seed=0, output_type="np", progress=False).images
+    assert made.shape[1:3] == pipe.default_size
+
+
+def test_a_size_that_diffusers_refuses_is_told(tiny_sd: Any, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"cannot make a picture of 70x64 pixels: .*divisible by 8"):
+        ingot.export(tiny_sd.folder, tmp_path / "static", static=True, height=70, width=64, progress=False)
+    assert leftovers(tmp_path) == []
 
 
 def test_a_pipeline_in_memory_exports_too(tiny_sd: Any, tmp_path: Path) -> None:
@@ -80,6 +93,7 @@ def test_a_pipeline_in_memory_exports_too(tiny_sd: Any, tmp_path: Path) -> None:
     assert Bundle.open(bundle).manifest.provenance.source == "StableDiffusionPipeline"
     assert tiny_sd.pipe.unet is not None  # the caller's pipeline is left whole
     assert tiny_sd.pipe("a cat", num_inference_steps=1, height=64, width=64).images
+    assert "safety_checker" in tiny_sd.pipe.config
 
 
 def test_families_without_a_loop_of_ours_export_too(tiny_sdxl: Any, tmp_path: Path) -> None:
@@ -87,7 +101,7 @@ def test_families_without_a_loop_of_ours_export_too(tiny_sdxl: Any, tmp_path: Pa
     assert {"text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder"} == set(
         Bundle.open(bundle).manifest.components
     )
-    assert list(ingot.verify(bundle, deep=True))
+    assert ingot.verify(bundle, deep=True)
 
 
 def test_a_graph_that_computes_something_else_fails_the_export(
@@ -135,7 +149,7 @@ def test_weights_that_two_components_have_in_common_are_stored_once(tiny_sd: Any
     assert names == [("vae_decoder/shared.onnx_data",), ("vae_encoder/shared.onnx_data",)]
     one, two = ((bundle / files[0]).stat() for files in names)
     assert one.st_ino == two.st_ino  # one file on disk
-    assert len(list(ingot.verify(bundle, deep=True))) == 6
+    assert len(ingot.verify(bundle, deep=True)) == 6
 
 
 WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -229,6 +243,65 @@ def test_a_place_that_cannot_be_written_is_refused(tiny_sd: Any, tmp_path: Path)
     (tmp_path / "file").write_text("")
     with pytest.raises(ExportError, match=r"cannot write to .*file"):
         ingot.export(tiny_sd.folder, tmp_path / "file" / "bundle", progress=False)
+
+
+def test_a_read_only_disk_is_told(tiny_sd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(ExportError, match=r"cannot write to .*: Read-only file system"):
+        ingot.export(tiny_sd.folder, tmp_path / "bundle", progress=False)
+
+
+def test_what_a_killed_replacement_left_is_put_back_or_removed(tiny_bundle: Path, tmp_path: Path) -> None:
+    from ingot.exporters.atomic import atomic_folder
+
+    final = tmp_path / "b[1]"  # a name that a pattern would misread
+    shutil.copytree(tiny_bundle, tmp_path / f".{final.name}.ingot-old-999999999")
+    (tmp_path / f".{final.name}.ingot-partial-999999998").mkdir()
+    with pytest.raises(InputError, match="exists"), atomic_folder(final):
+        pass
+    assert leftovers(tmp_path) == [final.name]  # killed between two renames: the old bundle is back
+    assert Bundle.open(final)
+    shutil.copytree(tiny_bundle, tmp_path / f".{final.name}.ingot-old-999999999")
+    with atomic_folder(final, overwrite=True) as partial:
+        (partial / "new").write_text("")
+    assert leftovers(tmp_path) == [final.name]
+    assert leftovers(final) == ["new"]
+
+
+def test_a_replacement_that_fails_keeps_the_old_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
+    from ingot.exporters.atomic import atomic_folder
+
+    final = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+    def fail() -> None:
+        with atomic_folder(final, overwrite=True) as partial:
+            (partial / "new").write_text("")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert leftovers(tmp_path) == ["bundle"]
+    assert Bundle.open(final)
+
+
+@pytest.mark.parametrize("name", ["black-forest-labs/FLUX.1-dev", "someone/a-model"])
+def test_hub_ids_go_to_diffusers(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ingot.exporters import checkpoint
+
+    asked: list[Any] = []
+
+    def answer(model: str, **options: Any) -> None:
+        asked.append((model, options["use_safetensors"]))
+        raise OSError("Could not find the necessary `safetensors` weights")
+
+    monkeypatch.setattr(checkpoint.DiffusionPipeline, "from_pretrained", answer)
+    with pytest.raises(ExportError, match=r"could not load .*safetensors.*only pickled weights.*--allow-pickle"):
+        ingot.export(name, tmp_path / "bundle", progress=False)
+    assert asked == [(name, True)]
+    assert leftovers(tmp_path) == []
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])

@@ -119,7 +119,28 @@ def test_steps_yield_states_that_can_be_changed(pipe: Any) -> None:
     assert pipe.decode(state.denoised).shape == (1, 64, 64, 3)
 
 
-def test_callback_changes_latents_as_in_diffusers(pipe: Any) -> None:
+def test_guidance_may_start_half_way(pipe: Any) -> None:
+    def run(change: bool) -> NDArray[np.float32]:
+        for state in pipe.steps("a cat", num_inference_steps=3, height=64, width=64, seed=0, guidance_scale=1.0):
+            if change:
+                state.guidance_scale = 7.5
+        return state.latents
+
+    assert np.abs(run(True) - run(False)).max() > ATOL
+
+
+def test_a_change_of_latents_half_way_is_that_of_diffusers(pipe: Any, theirs: Any) -> None:
+    def halve(_: Any, step: int, __: float, kwargs: dict[str, Any]) -> dict[str, Any]:
+        return {"latents": kwargs["latents"] / 2} if step == 1 else {}
+
+    call = {"prompt": "a cat", "num_inference_steps": 4, "height": 64, "width": 64, "callback_on_step_end": halve}
+    expected = diffusers_latents(theirs, "DDIMScheduler", **call)
+    pipe.scheduler = schedulers.DDIMScheduler.from_config(pipe.scheduler.config)
+    ours = pipe(**call, seed=0, output_type="latent", progress=False).images
+    np.testing.assert_allclose(ours, expected, atol=ATOL, rtol=0)
+
+
+def test_callback_sees_every_step_and_its_last_word_counts(pipe: Any) -> None:
     calls = []
 
     def zero(_: Any, step: int, timestep: float, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -199,6 +220,24 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"prompt": "a", "latents": np.zeros((1, 4, 3, 3))},
         r"latents has shape \(1, 4, 3, 3\), not",
     ),
+    "another library's generator": (
+        {"prompt": "a", "generator": np.random.default_rng(0)},
+        "not Generator; or give seed=|ingot.Generator",
+    ),
+    "a generator and a seed": (
+        {"prompt": "a", "seed": 1, "generator": ingot.Generator(1)},
+        "seed and generator were both given",
+    ),
+    "no guidance": ({"prompt": "a", "guidance_scale": None}, "guidance_scale must be a number, not None"),
+    "endless guidance": ({"prompt": "a", "guidance_scale": float("inf")}, "guidance_scale must be a number, not inf"),
+    "a callback's unknown wish": (
+        {"prompt": "a", "callback_on_step_end_tensor_inputs": ["latent"]},
+        "a callback cannot ask for or change latent; available: latents",
+    ),
+    "embeddings of another shape": (
+        {"prompt_embeds": np.zeros((1, 5, 32))},
+        r"prompt_embeds has shape \(1, 5, 32\), not \(1, 77, 32\)",
+    ),
     "both prompt and embeddings": ({"prompt": "a", "prompt_embeds": np.zeros((1, 77, 32))}, "not both"),
 }
 
@@ -210,9 +249,11 @@ def test_bad_arguments_say_what_came_and_what_would_do(pipe: Any, name: str) -> 
         pipe(**{"height": 64, "width": 64, "progress": False, **call})
 
 
-def test_a_thing_that_is_no_scheduler_is_refused(pipe: Any) -> None:
-    with pytest.raises(InputError, match="not dict"):
+def test_a_thing_that_is_no_scheduler_is_refused(pipe: Any, theirs: Any) -> None:
+    with pytest.raises(InputError, match=r"not builtins\.dict"):
         pipe.scheduler = {}
+    with pytest.raises(InputError, match=r"of ingot\.runtimes\.schedulers is needed, not diffusers\."):
+        pipe.scheduler = theirs.scheduler
 
 
 def test_an_unknown_scheduler_names_the_known(pipe: Any) -> None:

@@ -36,6 +36,19 @@ def test_generating_imports_neither_torch_nor_diffusers_nor_transformers(tiny_bu
     assert "pip install 'ingot[export]'" in done.stderr
 
 
+def test_without_onnxruntime_doctor_tells_and_generate_refuses(tiny_bundle: Path, tmp_path: Path) -> None:
+    script = SCRIPT[: SCRIPT.index("import ingot\n")].format(blocked=("onnxruntime",))
+    script += f"""
+from ingot.cli import main
+assert main(["doctor"]) == 0
+assert main(["generate", {str(tiny_bundle)!r}, "a cat"]) == 1
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "pip install onnxruntime" in done.stdout
+    assert "ingot: the engine onnx needs onnxruntime, which is not installed: pip install onnxruntime" in done.stderr
+
+
 def test_importing_ingot_loads_nothing_heavy() -> None:
     script = "import sys, ingot; print(sorted(set(sys.modules) & {'numpy', 'onnxruntime', 'torch', 'diffusers', 'tokenizers', 'PIL'}))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

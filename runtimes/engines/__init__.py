@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import unknown
+from ..errors import EngineError, unknown
 from ..signature import Signature
 
 Arrays = dict[str, NDArray[Any]]
@@ -48,7 +48,12 @@ def engine(name: str) -> EngineModule:
     """The engine with this name."""
     if name not in available():
         raise unknown("engine", name, available())
-    module: EngineModule = importlib.import_module(f"{__name__}.{name}")
+    try:
+        module: EngineModule = importlib.import_module(f"{__name__}.{name}")
+    except ModuleNotFoundError as error:
+        raise EngineError(
+            f"the engine {name} needs {error.name}, which is not installed: pip install {error.name}"
+        ) from error
     return module
 
 

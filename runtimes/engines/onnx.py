@@ -68,12 +68,20 @@ def open_graph(
     Raises EngineError when a provider is not in the installed package, or when the file is not a graph it can open.
     """
     chosen = list(providers) if providers is not None else list(_providers_for(device or "cpu"))
+    if not chosen:
+        raise InputError("providers is empty; name at least one, such as CPUExecutionProvider")
     _require(chosen)
     options = session_options or _options(threads, arena)
     try:
-        session = ort.InferenceSession(os.fspath(file), options, providers=chosen)
+        # without fallback: a CUDA library that does not load must not turn into a silent run on the CPU
+        session = ort.InferenceSession(os.fspath(file), options, providers=chosen, enable_fallback=0)
     except Exception as error:  # as in run: no common base class
         raise EngineError(f"ONNX Runtime {ort.__version__} cannot open {file}: {error}") from error
+    wanted = chosen[0] if isinstance(chosen[0], str) else chosen[0][0]
+    if wanted not in session.get_providers():
+        raise EngineError(
+            f"ONNX Runtime could not start {wanted}; the session has only {', '.join(session.get_providers())}"
+        )
     return OnnxEngine(session, signature)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..engines import Engine
 from ..errors import InputError
 from ..noise import Generator
+from ..signature import Dim
 
 Array = NDArray[Any]
 Seed = int | Sequence[int] | None
@@ -41,6 +42,9 @@ class State:
     negative_prompt_embeds: Array | None
 
 
+CHANGEABLE = ("latents", "guidance_scale", "guidance_rescale", "prompt_embeds", "negative_prompt_embeds")
+
+
 def as_list(prompt: object, name: str = "prompt") -> list[str]:
     """A prompt or several as a list. Raises InputError for anything that is not text."""
     if isinstance(prompt, str):
@@ -63,6 +67,26 @@ def check_count(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
     return int(value)
+
+
+def check_number(name: str, value: object) -> float:
+    """A finite number. Raises InputError otherwise."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float | np.integer | np.floating)
+        or not np.isfinite(value)
+    ):
+        raise InputError(f"{name} must be a number, not {value!r}")
+    return float(value)
+
+
+def check_changeable(names: Iterable[str]) -> None:
+    """Raise InputError for a name that a step's callback can neither see nor change."""
+    strange = [name for name in names if name not in CHANGEABLE]
+    if strange:
+        raise InputError(
+            f"a callback cannot ask for or change {', '.join(strange)}; available: {', '.join(CHANGEABLE)}"
+        )
 
 
 def check_size(name: str, value: object, multiple: int) -> int:
@@ -96,7 +120,11 @@ def make_generators(seed: Seed, generator: Generators | None, images: int) -> Ge
         ):
             raise InputError(f"seed must be a whole number or a list of them, not {seed!r}")
         generator = [Generator(int(one)) for one in seed]
-    if isinstance(generator, list) and len(generator) != images:
+    several = list(generator) if isinstance(generator, list | tuple) else [generator]
+    if not all(isinstance(one, Generator) for one in several):
+        kinds = ", ".join(sorted({type(one).__name__ for one in several}))
+        raise InputError(f"generator must be ingot.Generator(seed) or a list of them, not {kinds}; or give seed=")
+    if isinstance(generator, list | tuple) and len(generator) != images:
         raise InputError(
             f"{len(generator)} seeds or generators for {images} pictures; give one, or one for each picture"
         )
@@ -129,9 +157,14 @@ def timestep_input(engine: Engine, timestep: float, batch: int, name: str = "tim
     return np.full(shape, timestep, dtype=spec.dtype)
 
 
+def input_shape(engine: Engine, name: str) -> tuple[Dim, ...]:
+    """The shape that a graph's signature gives one of its inputs."""
+    return next(spec for spec in engine.signature.inputs if spec.name == name).shape
+
+
 def fixed_size(engine: Engine, name: str, axis: int) -> int | None:
     """The number that a static graph fixes for an input's axis; None where it is free."""
-    dim = next(spec for spec in engine.signature.inputs if spec.name == name).shape[axis]
+    dim = input_shape(engine, name)[axis]
     return dim if isinstance(dim, int) else None
 
 

@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..images import to_pil, to_unit
 from ..noise import randn_tensor
 from ..schedulers import Scheduler
+from ..schedulers.discrete import DiscreteScheduler
 from ..tokenizer import Tokenizer
 from .common import (
     Array,
@@ -23,11 +24,14 @@ from .common import (
     State,
     as_list,
     as_negative,
+    check_changeable,
     check_count,
+    check_number,
     check_size,
     fixed_size,
     guidance_embedding,
     guide,
+    input_shape,
     make_generators,
     require_engines,
     timestep_input,
@@ -67,8 +71,9 @@ class StableDiffusion:
 
     @scheduler.setter
     def scheduler(self, scheduler: Scheduler) -> None:
-        if not isinstance(scheduler, Scheduler):
-            raise InputError(f"a scheduler of ingot.runtimes.schedulers is needed, not {type(scheduler).__name__}")
+        if not isinstance(scheduler, DiscreteScheduler):  # diffusers' own have the same methods, and want tensors
+            kind = f"{type(scheduler).__module__}.{type(scheduler).__name__}"
+            raise InputError(f"a scheduler of ingot.runtimes.schedulers is needed, not {kind}")
         self._scheduler = scheduler
 
     @property
@@ -100,6 +105,7 @@ class StableDiffusion:
         """
         if output_type not in OUTPUT_TYPES:
             raise InputError(f"unknown output_type {output_type!r}; available: {', '.join(OUTPUT_TYPES)}")
+        check_changeable(callback_on_step_end_tensor_inputs)
         run = self.steps(prompt, **arguments)
         state = next(run)  # arguments are checked here, so that no bar stands over an error
         with tqdm(total=state.num_steps, disable=not progress) as bar:
@@ -107,7 +113,9 @@ class StableDiffusion:
                 bar.update()
                 if callback_on_step_end is not None:
                     wanted = {name: getattr(state, name) for name in callback_on_step_end_tensor_inputs}
-                    for name, value in (callback_on_step_end(self, state.step, state.timestep, wanted) or {}).items():
+                    changed = callback_on_step_end(self, state.step, state.timestep, wanted) or {}
+                    check_changeable(changed)
+                    for name, value in changed.items():
                         setattr(state, name, value)
                 following = next(run, None)
                 if following is None:
@@ -135,8 +143,8 @@ class StableDiffusion:
         prompt_embeds: Array | None = None,
         negative_prompt_embeds: Array | None = None,
     ) -> Iterator[State]:
-        """The loop: yields a `State` after every step, so that progress, previews, changes half-way and stopping belong
-        to the caller. `decode(state.latents)` makes pictures of the last one.
+        """The loop: yields its `State` after every step, so that progress, previews, changes half-way and stopping belong
+        to the caller. It is one object, moved on by the next step. `decode(state.latents)` makes pictures.
 
         Arguments are diffusers'; `seed` stands for `torch.Generator().manual_seed(seed)`, a list of seeds for a list of
         them. `latents` (batch, channels, height / factor, width / factor) replace the first noise. Raises InputError.
@@ -147,16 +155,27 @@ class StableDiffusion:
         custom = timesteps is not None or sigmas is not None
         count = None if custom else check_count("num_inference_steps", num_inference_steps)
         scheduler.set_timesteps(count, timesteps=timesteps, sigmas=sigmas)
-        positive, negative = self._embeddings(
-            prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, guidance_scale
+        scale, rescale = (
+            check_number("guidance_scale", guidance_scale),
+            check_number("guidance_rescale", guidance_rescale),
         )
-        positive = np.repeat(positive, per_prompt, axis=0)
-        negative = None if negative is None else np.repeat(negative, per_prompt, axis=0)
-        generators = make_generators(seed, generator, len(positive))
-        x = self._first_latents(latents, len(positive), size, generators, scheduler.init_noise_sigma)
-        return self._loop(
-            scheduler, generators, x, positive, negative, float(guidance_scale), float(guidance_rescale), eta
+        texts, negatives = self._texts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        batch = per_prompt * len(negatives)
+        generators = make_generators(seed, generator, batch)
+        x = self._first_latents(latents, batch, size, generators, scheduler.init_noise_sigma)
+        positive = np.asarray(prompt_embeds) if texts is None else self.encode_prompt(texts)
+
+        def negative() -> Array:
+            if negative_prompt_embeds is not None:
+                return np.repeat(np.asarray(negative_prompt_embeds), per_prompt, axis=0)
+            # each different text once: a batch shares its negative prompt nearly always
+            rows = {text: self.encode_prompt([text]) for text in dict.fromkeys(negatives)}
+            return np.repeat(np.concatenate([rows[text] for text in negatives]), per_prompt, axis=0)
+
+        state = State(
+            -1, len(scheduler.timesteps), 0.0, x, x, scale, rescale, np.repeat(positive, per_prompt, axis=0), None
         )
+        return self._loop(state, scheduler, generators, negative, eta)
 
     def decode(self, latents: Array) -> Array:
         """Pictures of latents: (batch, height, width, 3) in 0..1. One at a time, which bounds the decoder's memory."""
@@ -169,20 +188,23 @@ class StableDiffusion:
         return encoded["last_hidden_state"].astype(np.float32)
 
     def _loop(
-        self, scheduler: Scheduler, generators: Generators, latents: Array, positive: Array, negative: Array | None,
-        scale: float, rescale: float, eta: float,
-    ) -> Iterator[State]:  # fmt: skip
-        state = State(-1, len(scheduler.timesteps), 0.0, latents, latents, scale, rescale, positive, negative)
+        self, state: State, scheduler: Scheduler, generators: Generators, negative: Callable[[], Array], eta: float
+    ) -> Iterator[State]:
         for i, t in enumerate(scheduler.timesteps):
+            if self._guided(state) and state.negative_prompt_embeds is None:
+                state.negative_prompt_embeds = negative()  # not before it is needed: it costs a run of the text encoder
             noise = self._predict(state, scheduler.scale_model_input(state.latents, t), float(t))
             stepped = scheduler.step(noise, t, state.latents, generator=generators, eta=eta)
             state.step, state.timestep = i, float(t)
             state.latents, state.denoised = stepped.prev_sample, stepped.denoised
             yield state
 
+    def _guided(self, state: State) -> bool:
+        return state.guidance_scale > 1 and not self._condition_width
+
     def _predict(self, state: State, sample: Array, timestep: float) -> Array:
         negative, embeds = state.negative_prompt_embeds, state.prompt_embeds
-        guided = negative is not None and state.guidance_scale > 1
+        guided = negative is not None and self._guided(state)
         if negative is not None and guided:
             sample, embeds = np.concatenate([sample, sample]), np.concatenate([negative, embeds])
         inputs = {
@@ -203,33 +225,21 @@ class StableDiffusion:
         """Width of the guidance embedding of a distilled UNet (LCM), which takes guidance as an input, not a batch."""
         return self._unet_config.get("time_cond_proj_dim")
 
-    def _embeddings(
-        self,
-        prompt: object,
-        negative_prompt: object,
-        prompt_embeds: Array | None,
-        negative_embeds: Array | None,
-        scale: float,
-    ) -> tuple[Array, Array | None]:
+    def _texts(
+        self, prompt: object, negative_prompt: object, prompt_embeds: Array | None, negative_embeds: Array | None
+    ) -> tuple[list[str] | None, list[str]]:
+        """Prompts (None where embeddings stand for them) and a negative prompt for each."""
         if (prompt is None) == (prompt_embeds is None):
             raise InputError("give a prompt or prompt_embeds, and not both")
         if negative_prompt is not None and negative_embeds is not None:
             raise InputError("give negative_prompt or negative_prompt_embeds, not both")
         texts = None if prompt is None else as_list(prompt)
-        count = len(texts) if texts is not None else len(prompt_embeds)  # type: ignore[arg-type]  # one of the two is there
-        negatives = as_negative(negative_prompt, count)
-        positive = np.asarray(prompt_embeds) if texts is None else self.encode_prompt(texts)
-        if scale <= 1 or self._condition_width:
-            return positive, None
-        if negative_embeds is None:
-            # each different text once: a batch shares its negative prompt nearly always
-            rows = {text: self.encode_prompt([text]) for text in dict.fromkeys(negatives)}
-            negative_embeds = np.concatenate([rows[text] for text in negatives])
-        if negative_embeds.shape != positive.shape:
-            raise InputError(
-                f"negative_prompt_embeds has shape {negative_embeds.shape}, prompt_embeds {positive.shape}; they must be equal"
-            )
-        return positive, negative_embeds
+        count = len(prompt_embeds) if texts is None and prompt_embeds is not None else len(texts or ())
+        _, tokens, width = input_shape(self.denoiser, "encoder_hidden_states")
+        for name, embeds in (("prompt_embeds", prompt_embeds), ("negative_prompt_embeds", negative_embeds)):
+            if embeds is not None and np.shape(embeds) != (count, tokens, width):
+                raise InputError(f"{name} has shape {np.shape(embeds)}, not {(count, tokens, width)}")
+        return texts, as_negative(negative_prompt, count)
 
     def _first_latents(
         self, given: Array | None, batch: int, size: tuple[int, int], generators: Generators, sigma: float
