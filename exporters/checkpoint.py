@@ -98,9 +98,31 @@ def _from_file(file: Path, allow_pickle: bool, config: str | Path | None) -> Any
         raise InputError(f"{file}: {_WHY_NOT_PICKLE}")
     if file.suffix != ".safetensors" and file.suffix not in PICKLED:
         raise InputError(f"{file}: a single-file checkpoint ends in .safetensors, not {file.suffix!r}")
-    family = _read(lambda: _single_file_class(file, config), str(file))
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
+
     options = {} if config is None else {"config": str(config)}
-    return _read(lambda: family.from_single_file(str(file), **options), str(file))
+
+    def load() -> Any:
+        try:
+            pipe = _single_file_class(file, config).from_single_file(str(file), **options)
+        except SingleFileComponentError as error:
+            # a bare Exception, which _read does not expect; after its first line it speaks of diffusers' own call
+            raise ValueError(str(error).splitlines()[0]) from error
+        except NotImplementedError as error:  # torch's, when diffusers moves one of its own models off "meta": see below
+            raise ValueError(
+                "it lacks weights that the config asks for; is the config that of its architecture?"
+            ) from error
+        for name, part in pipe.components.items():
+            # diffusers does not say what it found no weights for: it leaves that part of the model empty, on "meta"
+            weights = part.state_dict().items() if isinstance(part, torch.nn.Module) else ()
+            if lacking := [key for key, value in weights if value.is_meta]:
+                raise ValueError(
+                    f"it lacks {len(lacking)} of the {len(weights)} weights of the {name}, {lacking[0]} among them; "
+                    "is the config that of its architecture?"
+                )
+        return pipe
+
+    return _read(load, str(file))
 
 
 def _single_file_class(file: Path, config: str | Path | None) -> Any:
@@ -111,7 +133,11 @@ def _single_file_class(file: Path, config: str | Path | None) -> Any:
         return str(fetch_diffusers_config(load_single_file_checkpoint(str(file)))["pretrained_model_name_or_path"])
 
     reference = str(config) if config else inferred()
-    return getattr(diffusers, DiffusionPipeline.load_config(reference)["_class_name"])
+    try:
+        return getattr(diffusers, DiffusionPipeline.load_config(reference)["_class_name"])
+    except OSError as error:
+        hint = "" if config else "; give --config (config=), a folder of the same architecture, to do without the hub"
+        raise OSError(f"{error}{hint}") from error
 
 
 def _read(load: Callable[[], Any], name: str) -> Any:

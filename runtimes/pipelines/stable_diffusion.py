@@ -155,10 +155,8 @@ class StableDiffusion:
         custom = timesteps is not None or sigmas is not None
         count = None if custom else check_count("num_inference_steps", num_inference_steps)
         scheduler.set_timesteps(count, timesteps=timesteps, sigmas=sigmas)
-        scale, rescale = (
-            check_number("guidance_scale", guidance_scale),
-            check_number("guidance_rescale", guidance_rescale),
-        )
+        scale = check_number("guidance_scale", guidance_scale)
+        rescale = check_number("guidance_rescale", guidance_rescale)
         texts, negatives = self._texts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         batch = per_prompt * len(negatives)
         generators = make_generators(seed, generator, batch)
