@@ -108,7 +108,8 @@ def _from_file(file: Path, allow_pickle: bool, config: str | Path | None) -> Any
         except SingleFileComponentError as error:
             # a bare Exception, which _read does not expect; after its first line it speaks of diffusers' own call
             raise ValueError(str(error).splitlines()[0]) from error
-        except NotImplementedError as error:  # torch's, when diffusers moves one of its own models off "meta": see below
+        except NotImplementedError as error:
+            # torch's, when diffusers moves one of its own models off "meta": see below
             raise ValueError(
                 "it lacks weights that the config asks for; is the config that of its architecture?"
             ) from error
