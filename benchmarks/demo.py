@@ -60,7 +60,7 @@ def with_diffusers() -> list[Image.Image]:
     import torch
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(MODEL_DIR, torch_dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(MODEL_DIR)
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     seeds = [torch.Generator().manual_seed(seed) for seed in SEEDS]
     pictures: list[Image.Image] = pipe(
