@@ -10,11 +10,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from ingot.runtimes.errors import InputError
 from ingot.runtimes.noise import Generator, randn_tensor
 
-torch = pytest.importorskip("torch")
 ATOL = 2e-6
 SEEDS = (0, 1, 42, 2**32 - 1, 2**32 + 5, 2**64 - 1, -1, -12345, -(2**63))
 SIZES = (1, 2, 3, 15, 16, 17, 31, 32, 40, 1000, 4096)
@@ -76,7 +76,8 @@ def test_half_noise_is_the_float32_noise_cast_only_where_no_block_is_left_over()
 
 
 def test_bfloat16_noise_when_its_dtype_is_installed() -> None:
-    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    from ml_dtypes import bfloat16
+
     for size in (7, 64, 70):
         # one unit in the last place of bfloat16 below 8
         close(

@@ -15,14 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ingot.runtimes import schedulers
 from ingot.runtimes.errors import InputError
 from ingot.runtimes.noise import Generator
 from ingot.runtimes.schedulers.schedules import beta_quantile
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("diffusers")
 
 SPACINGS = ("linspace", "leading", "trailing")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ingot.runtimes import schedulers
 from ingot.runtimes.noise import Generator
@@ -23,7 +24,6 @@ from .test_schedulers import (
     scipy_or_stand_in,
 )
 
-torch = pytest.importorskip("torch")
 __all__ = ["scipy_or_stand_in"]  # a fixture of this file too
 
 THRESHOLDING = {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 1.5}

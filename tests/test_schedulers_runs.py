@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ingot.runtimes import schedulers
 from ingot.runtimes.noise import Generator
@@ -22,7 +23,6 @@ from .test_schedulers import (
 )
 from .test_schedulers_options import TIMESTEP_RTOL
 
-torch = pytest.importorskip("torch")
 __all__ = ["scipy_or_stand_in"]  # a fixture of this file too
 
 CUSTOM: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
