@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +95,3 @@ def train(
             print(f"{name}: step {step + 1}: {evaluate()}", flush=True)
             module.load_state_dict(kept)
     average.copy_to(module)
-
-
-def batches(count: int, size: int, seed: int, first: int = 0) -> Iterator[torch.Tensor]:
-    """Endless shuffled index batches that depend only on the seed and the step."""
-    step = first
-    while True:
-        yield torch.from_numpy(np.random.RandomState((seed * 1_000_003 + step) % 2**32).randint(0, count, size))
-        step += 1

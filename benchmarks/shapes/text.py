@@ -1,7 +1,6 @@
 """Stage 2: the text encoder, trained alone to let a linear map name the five attributes from any token after the caption.
 
-The denoiser's cross-attention then finds everything that the sentence says wherever it looks, from its first step on;
-learning both at once took several times as long for the same prompt following.
+The denoiser's cross-attention then finds everything that the sentence says wherever it looks, from its first step on.
 """
 
 from __future__ import annotations
