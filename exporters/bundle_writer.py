@@ -22,7 +22,18 @@ from .checkpoint import Checkpoint
 from .component import Component
 
 PARITY_CALLS = 2  # per component: the first of each recording; more would only make the bundle larger
-_PACKAGES = ("ingot", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
+_PACKAGES = (
+    "ingot",
+    "torch",
+    "diffusers",
+    "transformers",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "openvino",
+    "coremltools",
+    "tensorrt",
+)
 
 
 def write_parity_data(component: Component, folder: Path) -> str:
@@ -139,13 +150,18 @@ def plain(value: Any) -> Any:
 
 def provenance(checkpoint: Checkpoint, command: str | None) -> Provenance:
     """Where the model came from, and what it was cast with."""
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return Provenance(
-        source=checkpoint.source, revision=checkpoint.revision, licence=checkpoint.licence, command=command, versions=versions,
+        source=checkpoint.source, revision=checkpoint.revision, licence=checkpoint.licence, command=command, versions=versions(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """The installed packages that a cast depends on."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -67,7 +67,7 @@ class Component:
     module: FlatModule
     calls: tuple[Call, ...]
     signature: Signature
-    traces: dict[tuple[str, bool], Any] = field(default_factory=dict, repr=False)
+    traces: dict[tuple[str, bool, tuple[str, ...]], Any] = field(default_factory=dict, repr=False)
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The torch module's answer, by the graph's names. Raises KeyError for a missing input."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ import torch
 
 from ingot.runtimes.errors import ExportError
 
-BYTES = {"float32": 4, "float16": 2}
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # A parameter of the component at hand beside the model: its session; for float16 the halved copy, too, and the float32
 # copies that ONNX Runtime makes on a CPU.
-_BESIDE = {"float32": 4, "float16": 9}
+_BESIDE = {"float32": 4, "float16": 9, "bfloat16": 9}
 _OVERHEAD_BYTES = 1.2e9  # the interpreter with torch, diffusers, transformers and ONNX Runtime, and small graphs
 _DISK_MARGIN = 1.02  # graph structure and parity data beside the weights
 
@@ -31,16 +32,19 @@ class Estimate:
         return f"{self.parameters / 1e6:,.1f} M parameters: about {readable(self.disk)} of disk and {readable(self.memory)} of memory"
 
 
-def estimate(pipe: Any, dtype: str) -> Estimate:
-    """From the parameter counts: the model itself in float32, and the engine that its largest component is held against.
+def estimate(pipe: Any, dtypes: Iterable[str]) -> Estimate:
+    """From the parameter counts and each target's precision: the model itself in float32, and the engine that its largest
+    component is held against.
 
     Stable Diffusion 1.5 (benchmarks/README.md): 8.9 GB by this and 8.6 measured in float32, 13.2 and 13.1 in float16.
     """
     counts = [
         sum(p.numel() for p in m.parameters()) for m in pipe.components.values() if isinstance(m, torch.nn.Module)
     ]
-    disk = int(sum(counts) * BYTES[dtype] * _DISK_MARGIN)
-    memory = int(sum(counts) * 4 + max(counts, default=0) * _BESIDE[dtype] + _OVERHEAD_BYTES)
+    dtypes = list(dtypes)
+    disk = int(sum(counts) * sum(BYTES[dtype] for dtype in dtypes) * _DISK_MARGIN)
+    beside = max(_BESIDE[dtype] for dtype in dtypes)
+    memory = int(sum(counts) * 4 + max(counts, default=0) * beside + _OVERHEAD_BYTES)
     return Estimate(sum(counts), disk, memory)
 
 

@@ -15,15 +15,14 @@ import hashlib
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-Progress = Callable[[str, float], None]
-"""Told a stage by name and how much of it is done, 0 to 1."""
+from .graph_file import Progress
 
 # Protobuf ends at 2 GB; the graph itself and its copy while it is written want room below that.
 EXTERNAL_BYTES = 1_500_000_000
@@ -151,7 +150,10 @@ def _rewrite(model: ir.Model, path: Path, moved: set[int]) -> None:
         _move(kept, own, None)
     else:
         own.unlink(missing_ok=True)
-    ir.save(model, path)
+    # never in place: the file may be a hard link to another bundle's
+    fresh = path.with_name(path.name + ".new")
+    ir.save(model, fresh)
+    fresh.replace(path)
 
 
 def _move(values: Sequence[ir.Value], data: Path, progress: Progress | None) -> None:

@@ -10,12 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingot.runtimes import engines
+from ingot.runtimes.bundle import Bundle
+from ingot.runtimes.engines import Engine, open_with
 from ingot.runtimes.errors import ParityError
-from ingot.runtimes.manifest import Certificate
+from ingot.runtimes.manifest import Certificate, Graph
 from ingot.runtimes.metrics import Difference, compare, decibels
 from ingot.runtimes.signature import Signature
 
 from .component import Call, Component
+from .graph_file import GraphFile
 from .trace import graph_signature, precision
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -25,13 +28,23 @@ Arrays = Mapping[str, NDArray[Any]]
 LIMITS = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 8e-2}
 
 
-def check(component: Component, run: Callable[[Arrays], Arrays], dtype: str, *, static: bool = False) -> Certificate:
+def check(
+    component: Component,
+    run: Callable[[Arrays], Arrays],
+    dtype: str,
+    *,
+    static: bool = False,
+    signature: Signature | None = None,
+    limit: float | None = None,
+) -> Certificate:
     """Run a graph of the component on its recorded inputs, in the graph's own dtypes, and certify how near it is.
 
-    A static graph is asked the calls of its own size only. Raises ParityError saying which call and output is how far
-    from what the component answered when it was recorded.
+    `signature` is what was written where that differs from the trace, `limit` another than the precision's. A static
+    graph is asked the calls of its own size only. Raises ParityError saying which call and output is how far from what
+    the component answered when it was recorded.
     """
-    signature, limit = graph_signature(component, dtype, static=static), LIMITS[precision(component, dtype)]
+    signature = signature or graph_signature(component, dtype, static=static)
+    limit = limit or LIMITS[precision(component, dtype)]
     calls = [(number, call) for number, call in enumerate(component.calls) if _fits(call, signature)]
     worst = [_compare_call(component.role, number, call, run, signature, limit) for number, call in calls]
     rel_l2 = max(difference.rel_l2 for difference in worst)
@@ -44,19 +57,46 @@ def check(component: Component, run: Callable[[Arrays], Arrays], dtype: str, *, 
     )
 
 
-def check_file(
-    component: Component,
-    engine: str,
-    path: Path,
-    signature: Signature,
-    dtype: str,
-    *,
-    static: bool = False,
-    **options: Any,
-) -> Certificate:
-    """The same for a graph file, opened with the engine of this name; `options` go to it."""
-    graph = engines.engine(engine).open_graph(path, signature, **options)
-    return check(component, graph.run, dtype, static=static)
+def check_file(component: Component, engine: str, graph: GraphFile) -> tuple[Certificate, dict[str, Certificate]]:
+    """Certify a graph file, computed as exactly as its engine can; and, by name, at the lower precisions that the engine
+    would choose by itself on this machine."""
+    opened = open_exactly(engine, graph.path, graph.signature, graph.stored)
+    limit = LIMITS[graph.dtype]
+    certificate = check(component, opened.run, graph.dtype, signature=graph.signature, limit=limit)
+    opened.close()
+    others = {}
+    for name, options in lower_precisions(engine).items():
+        opened = open_with(engine, graph.path, graph.signature, graph.stored, options)
+        lower = max(LIMITS[name], limit)
+        others[name] = check(component, opened.run, graph.dtype, signature=graph.signature, limit=lower)
+        opened.close()
+    return certificate, others
+
+
+def open_exactly(name: str, file: Path, signature: Signature, stored: Mapping[str, Any]) -> Engine:
+    """A graph as parity wants it: by what its target offers for that, else by its engine at its most exact."""
+    from .targets import target
+
+    own = getattr(target(name), "open_for_parity", None)
+    if own is not None:
+        opened: Engine = own(file, signature, stored)
+        return opened
+    return open_with(name, file, signature, stored, engines.engine(name).PARITY_OPTIONS)
+
+
+def open_in_bundle(bundle: Bundle, graph: Graph) -> Engine:
+    """The same for a bundle's graph: runs also those whose engine this machine does not have."""
+    return open_exactly(graph.engine, bundle.file(graph.files[0]), graph.signature, graph.options)
+
+
+def lower_precisions(name: str) -> dict[str, dict[str, Any]]:
+    """The options that make an engine compute in each lower precision that it would choose by itself here."""
+    from .targets import target
+
+    if hasattr(target(name), "open_for_parity"):
+        return {}
+    found: dict[str, dict[str, Any]] = getattr(engines.engine(name), "computing_precisions", dict)()
+    return found
 
 
 def _compare_call(
@@ -64,7 +104,9 @@ def _compare_call(
 ) -> Difference:
     """The worst output of one call by each figure."""
     found = run({spec.name: call.inputs[spec.name].numpy().astype(spec.dtype) for spec in signature.inputs})
-    differences = {name: compare(tensor.numpy(), np.asarray(found[name])) for name, tensor in call.outputs.items()}
+    differences = {
+        spec.name: compare(call.outputs[spec.name].numpy(), np.asarray(found[spec.name])) for spec in signature.outputs
+    }
     name, far = max(differences.items(), key=lambda item: item[1].rel_l2)
     if not far.rel_l2 <= limit:
         raise ParityError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,10 +16,13 @@ from ingot.runtimes.signature import Signature, TensorSpec
 
 from .component import Call, Component, FlatModule
 from .repairs import repair
+from .rewrites import applied
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Sinusoidal embeddings of a timestep near 1000 keep 3 digits in half precision; diffusers computes them in float32.
 STAYS_FLOAT32 = ("timestep",)
+# NumPy has no bfloat16: such a graph takes and gives float32 and casts inside.
+INSIDE_ONLY = ("bfloat16",)
 
 
 def precision(component: Component, dtype: str) -> str:
@@ -37,8 +40,10 @@ def precision(component: Component, dtype: str) -> str:
 
 
 def graph_signature(component: Component, dtype: str = "float32", *, static: bool = False) -> Signature:
-    """What the graph takes and gives at a precision: floats in that dtype, and numbers for names where it is static."""
+    """What the graph takes and gives at a precision: floats in that dtype (float32 for bfloat16), and numbers for names
+    where it is static."""
     target = precision(component, dtype)
+    target = "float32" if target in INSIDE_ONLY else target
     call = trace_call(component, static=static)
 
     def adapt(spec: TensorSpec, tensor: Tensor) -> TensorSpec:
@@ -71,25 +76,29 @@ def trace_call(component: Component, *, static: bool = False) -> Call:
     return max(component.calls, key=smallest)
 
 
-def trace(component: Component, dtype: str = "float32", *, static: bool = False) -> ExportedProgram:
-    """Trace the component; a second call with the same arguments returns the same program.
+def trace(
+    component: Component, dtype: str = "float32", *, static: bool = False, rewrites: Sequence[str] = ()
+) -> ExportedProgram:
+    """Trace the component with its rewrites applied; a second call with the same arguments returns the same program.
 
     Raises ExportError when the model fixes a dimension that the recordings changed.
     """
-    key = precision(component, dtype), static
+    key = precision(component, dtype), static, tuple(rewrites)
     if key not in component.traces:
-        component.traces[key] = _traced(component, key[0], static)
+        component.traces[key] = _traced(component, *key)
     program: ExportedProgram = component.traces[key]
     return program
 
 
-def _traced(component: Component, dtype: str, static: bool) -> ExportedProgram:
+def _traced(component: Component, dtype: str, static: bool, rewrites: tuple[str, ...]) -> ExportedProgram:
     signature = graph_signature(component, dtype, static=static)
     call = trace_call(component, static=static)
     inputs = tuple(call.inputs[spec.name].to(getattr(torch, spec.dtype)) for spec in signature.inputs)
     shapes = [{i: Dim.DYNAMIC for i, dim in enumerate(spec.shape) if isinstance(dim, str)} for spec in signature.inputs]
     module = in_precision(component.module, dtype)
-    with torch.no_grad(), _any_size(component.source, module.source):
+    # the two are one in float32, and rewriting it twice would restore the rewritten form
+    sources = {id(source): source for source in (component.source, module.source)}.values()
+    with torch.no_grad(), _any_size(*sources), applied(rewrites, *sources):
         try:
             program = torch.export.export(module, inputs, dynamic_shapes={"tensors": tuple(shapes)}, strict=False)
         except Exception as error:
@@ -103,12 +112,30 @@ def in_precision(module: FlatModule, dtype: str) -> FlatModule:
     if dtype == "float32":
         return module
     target = DTYPES[dtype]
+    module = _Cast(module, target) if dtype in INSIDE_ONLY else module
     # deepcopy takes what its memo holds for an object in place of a copy.
     memo: dict[int, Any] = {}
     for parameter in module.parameters():
         if parameter.is_floating_point():
             memo[id(parameter)] = nn.Parameter(parameter.detach().to(target), requires_grad=False)
     return copy.deepcopy(module, memo).to(target)
+
+
+class _Cast(FlatModule):
+    """The module between casts: float32 outside, another dtype inside, timesteps left alone."""
+
+    def __init__(self, module: FlatModule, dtype: torch.dtype) -> None:
+        super().__init__(module.source, module.method, module.template, module.input_names)
+        self.dtype = dtype
+
+    def named_outputs(self, *tensors: Tensor) -> dict[str, Tensor]:
+        """The outputs of the module in its own dtype, as float32."""
+        cast = (
+            t.to(self.dtype) if t.is_floating_point() and name not in STAYS_FLOAT32 else t
+            for name, t in zip(self.input_names, tensors, strict=True)
+        )
+        found = super().named_outputs(*cast)
+        return {name: t.float() if t.is_floating_point() else t for name, t in found.items()}
 
 
 @contextmanager

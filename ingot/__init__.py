@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ingot.exporters.add import add
     from ingot.exporters.export import export
     from ingot.runtimes.bundle import Bundle
     from ingot.runtimes.errors import BundleError, EngineError, ExportError, IngotError, InputError, ParityError
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Bundle", "BundleError", "EngineError", "ExportError", "Generator", "IngotError", "InputError", "ParityError",
-    "export", "load", "verify",
+    "add", "export", "load", "verify",
 ]  # fmt: skip
 
 _HOME = {
+    "add": "exporters.add",
     "Bundle": "runtimes.bundle",
     "Generator": "runtimes.noise",
     "export": "exporters.export",
@@ -41,7 +43,7 @@ def __getattr__(name: str) -> Any:
     try:
         value = getattr(importlib.import_module(f"ingot.{_HOME.get(name, 'runtimes.errors')}"), name)
     except ModuleNotFoundError as error:
-        if name != "export" or (error.name or "").startswith("ingot"):
+        if name not in ("add", "export") or (error.name or "").startswith("ingot"):
             raise
         from ingot.runtimes.errors import ExportError
 

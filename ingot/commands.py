@@ -6,6 +6,7 @@ import argparse
 import json
 import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 from ingot import __version__
 from ingot.runtimes import engines
 from ingot.runtimes.bundle import Bundle
+from ingot.runtimes.engines import Engine
 from ingot.runtimes.errors import EngineError, InputError
 from ingot.runtimes.images import grid
 from ingot.runtimes.load import load
@@ -24,13 +26,37 @@ def export(options: argparse.Namespace) -> None:
     """`ingot export`."""
     import ingot
 
-    height, width = options.size or (None, None)
-    path = ingot.export(
-        options.model, options.output, to=options.to.split(","), dtype=options.dtype, height=height, width=width,
-        batch=options.batch, static=options.static, revision=options.revision, config=options.config,
-        allow_pickle=options.allow_pickle, overwrite=options.overwrite, command=" ".join(["ingot", *sys.argv[1:]]),
-    )  # fmt: skip
+    path = ingot.export(options.model, options.output, **_casting(options))
     print(f'wrote {path}: `ingot generate {path} "PROMPT"` makes a picture')
+
+
+def add(options: argparse.Namespace) -> None:
+    """`ingot add`."""
+    import ingot
+
+    path = ingot.add(options.bundle, model=options.model, **_casting(options))
+    print(f"added {options.to} to {path}")
+
+
+def _casting(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments that export and add have in common."""
+    height, width = options.size or (None, None)
+    of_targets: dict[str, dict[str, Any]] = {}
+    for target, name, value in options.options:
+        of_targets.setdefault(target, {})[name] = value
+    return {
+        "to": options.to.split(","), "dtype": options.dtype, "height": height, "width": width, "batch": options.batch,
+        "static": options.static, "options": of_targets, "revision": options.revision, "config": options.config,
+        "allow_pickle": options.allow_pickle, "overwrite": options.overwrite, "command": " ".join(["ingot", *sys.argv[1:]]),
+    }  # fmt: skip
+
+
+def resources(options: argparse.Namespace) -> None:
+    """`ingot resources`."""
+    from ingot.exporters.coreml_resources import resources as lay_out
+
+    for line in lay_out(options.bundle, options.output):
+        print(line)
 
 
 def generate(options: argparse.Namespace) -> None:
@@ -44,7 +70,10 @@ def generate(options: argparse.Namespace) -> None:
         )
     if options.output.suffix.lower() not in Image.registered_extensions():
         raise InputError(f"cannot save {options.output}: its ending names no picture format; .png would do")
-    pipe = load(options.bundle, device=options.device, threads=options.threads)
+    threads = {} if options.threads is None else {"threads": options.threads}
+    pipe = load(options.bundle, engine=options.engine, device=options.device, **threads)
+    if not options.quiet:
+        print(f"engine: {pipe.choice}", file=sys.stderr)
     if options.scheduler:
         from ingot.runtimes import schedulers
 
@@ -79,6 +108,8 @@ def inspect(options: argparse.Namespace) -> None:
         print(f"\n{role} ({entry.class_name}, {entry.parameters / 1e6:.2f} M parameters)")
         for graph in entry.graphs:
             _print_graph(bundle, graph)
+    for addition in origin.additions:
+        print(f"added {', '.join(addition.targets)} on {addition.created}")
     for engine, parity in manifest.parity.items():
         print(f"\nwhole pipeline on {engine}: {_picture(parity)}")
 
@@ -87,8 +118,18 @@ def verify(options: argparse.Namespace) -> None:
     """`ingot verify`."""
     from ingot.runtimes.verify import checks
 
-    for line in checks(options.bundle, deep=options.deep, threads=options.threads):
+    threads = {} if options.threads is None else {"threads": options.threads}
+    for line in checks(options.bundle, deep=options.deep, open_graph=_stand_in(), **threads):
         print(line)
+
+
+def _stand_in() -> Callable[[Bundle, Graph], Engine] | None:
+    """How exporting runs the graphs whose engine this machine does not have; None where it is not installed."""
+    try:
+        from ingot.exporters.parity import open_in_bundle
+    except ModuleNotFoundError:
+        return None
+    return open_in_bundle
 
 
 def doctor(options: argparse.Namespace) -> None:
@@ -156,6 +197,8 @@ def _print_graph(bundle: Bundle, graph: Graph) -> None:
             print(f"    {arrow} {spec.name}: {spec.dtype}[{', '.join(map(str, spec.shape))}]")
     if graph.parity:
         print(f"    parity: {_figures(graph.parity)}")
+    for dtype, parity in graph.computed.items():
+        print(f"    computed in {dtype}: {_figures(parity)}")
 
 
 def _figures(parity: Certificate) -> str:

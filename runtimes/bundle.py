@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -64,6 +65,13 @@ class Bundle:
         if _leaves(name) or not (self.path / name).resolve().is_relative_to(self.path.resolve()):
             raise BundleError(f"the manifest of {self.path} names {name!r}, which leaves the bundle")
         return self.path / name
+
+    def require(self, names: Iterable[str]) -> None:
+        """Hash these files. Raises BundleError naming every one that is not what was written."""
+        checked = {name: _file_problem(self.file(name), self.manifest.files[name], True) for name in names}
+        problems = [f"{name} {problem}" for name, problem in checked.items() if problem]
+        if problems:
+            raise BundleError(f"{self.path} cannot be trusted: " + "; ".join(problems))
 
     def structure_problems(self) -> list[str]:
         """What is wrong inside the manifest: names that leave the bundle, or that have no hash."""

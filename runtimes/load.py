@@ -2,47 +2,85 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from .bundle import Bundle
-from .engines import Engine, engine
+from .choice import choose
+from .engines import Engine, open_with
 from .errors import BundleError
 from .manifest import Graph
 from .pipelines import pipeline_class
 from .schedulers import from_config
 from .tokenizer import Tokenizer
 
+_log = logging.getLogger("ingot")
+
 
 def load(
-    path: str | Path, *, engine: str | None = None, precision: str | None = None, verify: bool = True, **options: Any
+    path: str | Path,
+    *,
+    engine: str | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    verify: bool = True,
+    **options: Any,
 ) -> Any:
     """The torch-free pipeline of a bundle, ready to call as diffusers' would be.
 
-    `engine` and `precision` choose among the bundle's graphs (default: the first of each component); `verify=False` checks
-    file sizes but not hashes; `options` go to the engine, for ONNX Runtime `device=`, `providers=`, `threads=`, `arena=`,
-    `session_options=`. Raises BundleError for a bundle that was changed or is not whole, InputError for names that the
-    bundle or Ingot do not have, EngineError for an engine that is not installed here.
+    `engine` (onnx, openvino, coreml, tensorrt, torch), `device` (cpu, cuda, mps, …) and `precision` choose among the
+    bundle's graphs; what is not said follows from what this machine has: `pipe.choice` and the logger "ingot" say what
+    was picked and why. `verify=False` checks the sizes of the files in use but not their hashes. `options` go to the
+    engine, such as `threads=`; an unknown one is answered with those that there are. Raises BundleError for a bundle
+    that was changed or is not whole, InputError for names that the bundle or Ingot do not have, EngineError for an
+    engine or a device that is not here.
     """
-    return build(Bundle.open(path, hashes=verify), engine=engine, precision=precision, **options)
+    bundle = Bundle.open(path, hashes=False)
+    return build(bundle, engine=engine, device=device, precision=precision, hashes=verify, **options)
 
 
-def build(bundle: Bundle, *, engine: str | None = None, precision: str | None = None, **options: Any) -> Any:
-    """The pipeline of a bundle that is open already."""
+def build(
+    bundle: Bundle,
+    *,
+    engine: str | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    hashes: bool = False,
+    open_graph: Callable[[Bundle, Graph], Engine] | None = None,
+    **options: Any,
+) -> Any:
+    """The pipeline of a bundle that is open already; `hashes` checks the files in use, `open_graph` stands in for the
+    engine that the choice names."""
     manifest = bundle.manifest
     family = pipeline_class(manifest.pipeline)
     wanted = [role for role in family.roles if role in manifest.components] or list(manifest.components)
-    engines = {role: open_engine(bundle, bundle.graph(role, engine, precision), **options) for role in wanted}
+    if open_graph is None:
+        chosen = choose(bundle, wanted, engine, device, precision)
+        _log.info("%s: %s", bundle.path, chosen)
+        engine = chosen.engine
+        if chosen.device is not None and not {"providers", "session_options"} & set(options):
+            options["device"] = chosen.device
+    graphs = {role: bundle.graph(role, engine, precision) for role in wanted}
+    if hashes:
+        bundle.require([*(file for graph in graphs.values() for file in graph.files), *manifest.tokenizers.values()])
+    engines = {
+        role: open_graph(bundle, graph) if open_graph else open_engine(bundle, graph, **options)
+        for role, graph in graphs.items()
+    }
     tokenizers = {role: Tokenizer(bundle.file(file)) for role, file in manifest.tokenizers.items()}
     configs = {role: entry.config for role, entry in manifest.components.items()}
     try:
-        return family(engines, tokenizers, from_config(manifest.scheduler), configs)
+        pipe = family(engines, tokenizers, from_config(manifest.scheduler), configs)
     except KeyError as error:
         raise BundleError(
             f"{bundle.path}: {manifest.pipeline} needs {error} in the bundle's tokenizers or configs"
         ) from error
+    pipe.choice = chosen if open_graph is None else None
+    return pipe
 
 
 def open_engine(bundle: Bundle, graph: Graph, **options: Any) -> Engine:
     """Open one graph of a bundle with the engine that it is for."""
-    return engine(graph.engine).open_graph(bundle.file(graph.files[0]), graph.signature, **options)
+    return open_with(graph.engine, bundle.file(graph.files[0]), graph.signature, graph.options, options)

@@ -9,7 +9,8 @@ import msgspec
 from .errors import BundleError
 from .signature import Signature
 
-SCHEMA = 1
+SCHEMA = 2
+READABLE = (1, 2)  # 2 added to a graph its engine's options and its parity at other computing precisions
 FILE_NAME = "ingot.json"
 
 
@@ -36,7 +37,11 @@ class ImageParity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One compiled form of a component. `files[0]` is the one to open, the rest are its weights."""
+    """One compiled form of a component. `files[0]` is the one to open, the rest belong to it.
+
+    `options` are what the engine must know to open it. `parity` is of the graph computed as exactly as its engine can,
+    `computed` of the same at lower precisions that a machine may choose by itself.
+    """
 
     engine: str
     precision: str
@@ -44,6 +49,8 @@ class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     signature: Signature
     nodes: int | None = None
     parity: Certificate | None = None
+    options: dict[str, Any] = {}
+    computed: dict[str, Certificate] = {}
 
 
 class ComponentEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -63,6 +70,15 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str
 
 
+class Addition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Targets that were added later."""
+
+    targets: tuple[str, ...]
+    created: str
+    command: str | None
+    versions: dict[str, str]
+
+
 class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where a bundle comes from."""
 
@@ -72,6 +88,7 @@ class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     created: str
     command: str | None
     versions: dict[str, str]
+    additions: tuple[Addition, ...] = ()
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -93,14 +110,15 @@ def decode(text: bytes) -> Manifest:
         schema = msgspec.json.decode(text).get("schema")
     except (msgspec.DecodeError, AttributeError) as error:
         raise BundleError(f"{FILE_NAME} is not a manifest: {error}") from error
-    if schema != SCHEMA:
+    if schema not in READABLE:
+        versions = " and ".join(map(str, READABLE))
         raise BundleError(
-            f"{FILE_NAME} has schema version {schema!r}; this Ingot reads version {SCHEMA}: export again, or use the Ingot that wrote it"
+            f"{FILE_NAME} has schema version {schema!r}; this Ingot reads versions {versions}: export again, or use the Ingot that wrote it"
         )
     try:
         return msgspec.json.decode(text, type=Manifest)
     except msgspec.ValidationError as error:
-        raise BundleError(f"{FILE_NAME} does not fit schema version {SCHEMA}: {error}") from error
+        raise BundleError(f"{FILE_NAME} does not fit schema version {schema}: {error}") from error
 
 
 def encode(manifest: Manifest) -> bytes:

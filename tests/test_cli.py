@@ -147,7 +147,7 @@ def test_inspect_tells_components_signatures_and_parity(tiny_bundle: Path, capsy
     ):
         assert piece in text
     assert main(["inspect", str(tiny_bundle), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["schema"] == 1
+    assert json.loads(capsys.readouterr().out)["schema"] == 2
 
 
 def test_verify_tells_and_fails(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,7 +168,7 @@ def test_doctor_names_what_is_missing(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_export_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "shapes", "-o", str(tmp_path / "b"), "--to", "onx"]) == 1
-    assert capsys.readouterr().err.strip() == "ingot: unknown target 'onx'; available: onnx"
+    assert capsys.readouterr().err.strip() == "ingot: unknown target 'onx'; available: coreml, onnx, openvino, tensorrt, torch"
 
 
 @pytest.mark.parametrize("text", ["axb", "64x", "x64"])

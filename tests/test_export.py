@@ -154,7 +154,7 @@ def test_weights_that_two_components_have_in_common_are_stored_once(tiny_sd: Any
 
 WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "target": ("shapes", {"to": "onx"}, "unknown target 'onx'; available: onnx"),
-    "dtype": ("shapes", {"dtype": "int3"}, "unknown dtype 'int3'; available: float16, float32"),
+    "dtype": ("shapes", {"dtype": "int3"}, "unknown dtype for the target onnx 'int3'; available: float16, float32"),
     "batch": ("shapes", {"batch": 0}, "batch=0"),
     "size": ("shapes", {"height": -8}, "-8x-8"),
     "no such path": ("./nowhere", {}, "nowhere is neither a file, a folder, a hub id"),

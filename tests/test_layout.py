@@ -13,7 +13,17 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("exporters", "runtimes", "quantization", "benchmarks")
 MAKING = {"torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir", "accelerate", "peft", "safetensors"}
-RUNNING = {"numpy", "PIL", "tokenizers", "tqdm", "msgspec", "onnxruntime"}
+RUNNING = {"numpy", "PIL", "tokenizers", "tqdm", "msgspec"}
+# what only an engine's own files may import, besides: {package: the beginnings of their paths}
+TOOLCHAINS = {
+    "onnxruntime": ("engines/onnx.py", "engines/_onnx"),
+    "openvino": ("engines/openvino.py", "engines/_openvino"),
+    "coremltools": ("engines/coreml.py", "engines/_coreml"),
+    "tensorrt": ("engines/tensorrt.py", "engines/_tensorrt"),
+    "cuda": ("engines/_cuda.py",),
+    "torch": ("engines/torch.py", "engines/_torch", "devices/"),
+    "habana_frameworks": ("devices/hpu.py",),
+}
 # who may import which of our own folders, besides its own
 ALLOWED = {
     "runtimes": set(),
@@ -36,17 +46,20 @@ def imports(file: Path) -> Iterator[tuple[str, int]]:
             yield node.module or "", node.level
 
 
+def third_party(file: Path) -> set[str]:
+    return {name.split(".")[0] for name, level in imports(file) if not level} - sys.stdlib_module_names
+
+
 @pytest.mark.parametrize("file", sources("runtimes"), ids=lambda f: f.relative_to(ROOT).as_posix())
-def test_running_needs_only_what_is_a_core_dependency(file: Path) -> None:
-    third_party = {name.split(".")[0] for name, level in imports(file) if not level} - sys.stdlib_module_names
-    assert third_party <= RUNNING
+def test_running_needs_only_what_is_a_core_dependency_and_an_engine_its_toolchain(file: Path) -> None:
+    place = file.relative_to(ROOT / "runtimes").as_posix()
+    own = {package for package, places in TOOLCHAINS.items() if place.startswith(places)}
+    assert third_party(file) <= RUNNING | own
 
 
-def test_onnxruntime_is_imported_in_one_file_only() -> None:
-    files = [
-        file for file in sources("runtimes") if any(name.split(".")[0] == "onnxruntime" for name, _ in imports(file))
-    ]
-    assert files == [ROOT / "runtimes" / "engines" / "onnx.py"]
+def test_no_engine_is_imported_before_it_is_asked_for() -> None:
+    files = [file for file in sources("runtimes") if file.parent.name not in ("engines", "devices")]
+    assert not [file for file in files if third_party(file) & set(TOOLCHAINS)]
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

@@ -20,23 +20,23 @@ from ingot.exporters.capture import capture
 from ingot.exporters.component import Component
 from ingot.exporters.onnx_weights import SHARED_FILE, share_weights
 from ingot.exporters.targets import available, target
-from ingot.exporters.targets.onnx import GraphFile, export
+from ingot.exporters.targets.onnx import OnnxFile, export
 from ingot.exporters.trace import graph_signature
 from ingot.runtimes.errors import InputError, ParityError
 from ingot.runtimes.metrics import compare, image_psnr
 
 # Float32 kernels of torch and ONNX Runtime add in different orders: 1e-6 here, and the limit of a certificate is 1e-4.
 TOLERANCE = 1e-5
-Export = Callable[..., tuple[Component, GraphFile]]
+Export = Callable[..., tuple[Component, OnnxFile]]
 
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Export:
     """A component of a tiny pipeline and its graph, each exported once a session."""
     components: dict[str, dict[str, Component]] = {}
-    graphs: dict[Any, GraphFile] = {}
+    graphs: dict[Any, OnnxFile] = {}
 
-    def get(name: str, role: str, **options: Any) -> tuple[Component, GraphFile]:
+    def get(name: str, role: str, **options: Any) -> tuple[Component, OnnxFile]:
         if name not in components:
             pipe = request.getfixturevalue(f"tiny_{name}").pipe
             components[name] = {component.role: component for component in capture(pipe)}
@@ -124,7 +124,7 @@ def test_transposed_weights_are_noted_at_all(exported: Export) -> None:
 def test_certificates_hold_and_the_file_passes_the_checker(exported: Export) -> None:
     for name, role in ROLES:
         component, graph = exported(name, role)
-        certificate = parity.check_file(component, "onnx", graph.path, graph.signature, "float32")
+        certificate = parity.check_file(component, "onnx", graph)[0]
         assert certificate.calls == len(component.calls)
         assert certificate.rel_l2 < TOLERANCE
         onnx.checker.check_model(str(graph.path))
@@ -153,7 +153,7 @@ def test_float16_graph_is_half_the_size_and_within_its_limit(exported: Export) -
     dtypes = {spec.name: spec.dtype for spec in graph.signature.inputs}
     assert dtypes["sample"] == "float16"
     assert dtypes["timestep"] == "float32"
-    assert parity.check_file(component, "onnx", graph.path, graph.signature, "float16").rel_l2 < 3e-3  # 1e-3 measured
+    assert parity.check_file(component, "onnx", graph)[0].rel_l2 < 3e-3  # 1e-3 measured
     _, full = exported("sdxl", "unet")
     assert graph.path.stat().st_size < 0.6 * full.path.stat().st_size
     assert next(component.source.parameters()).dtype == torch.float32
@@ -172,7 +172,7 @@ def test_static_graph_has_numbers_for_dimensions(exported: Export) -> None:
     shape = tuple(component.calls[0].inputs["sample"].shape)
     assert graph.signature.inputs[0].shape == shape
     assert tuple(ort.InferenceSession(str(graph.path)).get_inputs()[0].shape) == shape
-    certificate = parity.check_file(component, "onnx", graph.path, graph.signature, "float32", static=True)
+    certificate = parity.check_file(component, "onnx", graph)[0]
     assert certificate.calls == 2  # both of the first recording; the second had another size
     assert graph.node_count < exported("sd", "unet")[1].node_count
 
@@ -181,7 +181,7 @@ def test_large_weights_lie_beside_the_graph(exported: Export) -> None:
     component, graph = exported("sd", "text_encoder", external_bytes=0)
     assert [file.name for file in graph.extra_files] == ["model.onnx_data"]
     assert graph.path.stat().st_size < 100_000 < graph.extra_files[0].stat().st_size
-    assert parity.check_file(component, "onnx", graph.path, graph.signature, "float32").rel_l2 < TOLERANCE
+    assert parity.check_file(component, "onnx", graph)[0].rel_l2 < TOLERANCE
     tensors = {v.name: v.const_value for v in ir.load(graph.path).graph.initializers.values()}
     moved = [name for name in graph.transposed if isinstance(tensors[name], ir.ExternalTensor)]
     assert moved
@@ -233,7 +233,7 @@ def test_a_wrong_graph_is_named_with_how_wrong_it_is(exported: Export, tmp_path:
     onnx.save(model, tmp_path / "model.onnx")
     message = r"vae_encoder: output 'latent_parameters' of recorded call 0 is \d\.\d+e-04 .* the limit is 1e-04"
     with pytest.raises(ParityError, match=message):
-        parity.check_file(component, "onnx", tmp_path / "model.onnx", graph.signature, "float32")
+        parity.check_file(component, "onnx", replace(graph, path=tmp_path / "model.onnx"))
 
 
 def test_a_graph_that_answers_nan_is_wrong(exported: Export) -> None:
@@ -256,7 +256,7 @@ def test_a_transformer_that_no_table_names(tmp_path: Path) -> None:
 
     for component in capture(tiny.pixart(tmp_path))[:2]:  # T5 and the diffusion transformer
         graph = export(component, tmp_path / component.role)
-        assert parity.check_file(component, "onnx", graph.path, graph.signature, "float32").rel_l2 < TOLERANCE
+        assert parity.check_file(component, "onnx", graph)[0].rel_l2 < TOLERANCE
 
 
 def test_metrics() -> None:

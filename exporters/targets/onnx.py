@@ -8,11 +8,11 @@ from pathlib import Path
 from torch.export import ExportedProgram
 
 from ingot.exporters.component import Component
+from ingot.exporters.graph_file import GraphFile, Progress
 from ingot.exporters.onnx_graph import build, is_transposed
-from ingot.exporters.onnx_weights import EXTERNAL_BYTES, Progress, save
+from ingot.exporters.onnx_weights import EXTERNAL_BYTES, save
 from ingot.exporters.trace import graph_signature, precision, trace
 from ingot.runtimes.errors import ExportError
-from ingot.runtimes.signature import Signature
 
 # The newest that writes attention and group norm in operators older than every reader we aim at: GroupNormalization is
 # of opset 21, Attention of 23. With ONNX Runtime 1.31.1 on one CPU core, a UNet of 128 and 256 channels on latents of
@@ -20,25 +20,20 @@ from ingot.runtimes.signature import Signature
 OPSET = 20
 
 
-@dataclass(frozen=True)
-class GraphFile:
-    """A graph on disk, and what it is.
+DTYPES = ("float32", "float16")
 
-    `signature` is as written, in the graph's own dtype and with numbers for names where it is static. `extra_files`
-    hold its weights where the graph does not. `weights` are the parameters of the model that it uses, by the model's
-    names; those in `transposed` it holds with rows and columns exchanged.
+
+@dataclass(frozen=True)
+class OnnxFile(GraphFile):
+    """An ONNX graph on disk.
+
+    `weights` are the parameters of the model that it uses, by the model's names; those in `transposed` it holds with rows
+    and columns exchanged.
     """
 
-    role: str
-    path: Path
-    extra_files: tuple[Path, ...]
-    dtype: str
-    static: bool
-    opset: int
-    node_count: int
-    signature: Signature
-    weights: tuple[str, ...]
-    transposed: tuple[str, ...]
+    opset: int = OPSET
+    weights: tuple[str, ...] = ()
+    transposed: tuple[str, ...] = ()
 
 
 def export(
@@ -50,8 +45,9 @@ def export(
     opset: int = OPSET,
     progress: Progress | None = None,
     external_bytes: int = EXTERNAL_BYTES,
-) -> GraphFile:
-    """Trace the component and write `model.onnx` into `folder`, which is made.
+    name: str = "model.onnx",
+) -> OnnxFile:
+    """Trace the component and write `name` into `folder`, which is made.
 
     `dtype` is float32, float16 or bfloat16; a static graph keeps the sizes of the first recording. Raises ExportError
     when the model cannot be traced with the dimensions that its recordings changed.
@@ -68,6 +64,7 @@ def export(
         opset=opset,
         progress=progress,
         external_bytes=external_bytes,
+        name=name,
     )
 
 
@@ -81,8 +78,9 @@ def write(
     opset: int = OPSET,
     progress: Progress | None = None,
     external_bytes: int = EXTERNAL_BYTES,
-) -> GraphFile:
-    """Write a traced program as `model.onnx`; its weights go to `model.onnx_data` past `external_bytes`."""
+    name: str = "model.onnx",
+) -> OnnxFile:
+    """Write a traced program as `name`; its weights go to `<name>_data` past `external_bytes`."""
     if progress:
         progress("graph", 0.0)
     signature = graph_signature(component, dtype, static=static)
@@ -92,8 +90,8 @@ def write(
         raise ExportError(f"{component.role} cannot be written as ONNX: {error}") from error
     transposed = tuple(name for name in weights if is_transposed(model.graph.initializers[name]))
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "model.onnx"
-    return GraphFile(
+    path = folder / name
+    return OnnxFile(
         role=component.role,
         path=path,
         extra_files=save(model, path, external_bytes=external_bytes, progress=progress),

@@ -1,8 +1,10 @@
-"""Engines: what opens a graph file and runs it. A file here is an engine, its name the key that a manifest uses."""
+"""Engines: what opens a graph file and runs it. A file here is an engine, its name the key that a manifest uses; files
+that begin with an underscore belong to one."""
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,20 +20,48 @@ Arrays = dict[str, NDArray[Any]]
 
 
 class Engine(Protocol):
-    """A graph, opened."""
+    """A graph, opened. Several threads may run it at once.
+
+    It may have two attributes that `run_in_batches` obeys: `most_rows`, the largest batch that one run takes, and `pad`,
+    whether a shorter one must be filled up to it.
+    """
 
     signature: Signature
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
-        """Compute every output from every input, by name; dtypes and shapes as the signature says."""
+        """Compute every output from every input, by name; dtypes and shapes as the signature says.
+
+        Raises InputError for inputs that do not fit, EngineError when the engine fails or the graph was closed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what the graph holds. A second call does nothing."""
         ...
 
 
 class EngineModule(Protocol):
     """What a file in this folder offers."""
 
-    def open_graph(self, file: Path, signature: Signature, **options: Any) -> Engine:
-        """Open a graph file. Raises EngineError when the engine or a provider is missing or refuses the file."""
+    PARITY_OPTIONS: Mapping[str, Any]  # what it is opened with to compute as exactly as it can
+
+    def open_graph(
+        self,
+        file: Path,
+        signature: Signature,
+        *,
+        stored: Mapping[str, Any] = ...,
+        device: str | None = ...,
+        **options: Any,
+    ) -> Engine:
+        """Open a graph file; `stored` is what the manifest keeps for the engine.
+
+        Raises EngineError when the engine, a provider or the device is missing, or refuses the file.
+        """
+        ...
+
+    def devices(self) -> list[str]:
+        """The devices of this machine that it can use, the best first; none where it cannot run at all."""
         ...
 
     def report(self) -> dict[str, str]:
@@ -41,20 +71,36 @@ class EngineModule(Protocol):
 
 def available() -> list[str]:
     """The engines that Ingot knows, installed here or not."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
 def engine(name: str) -> EngineModule:
-    """The engine with this name."""
+    """The engine with this name. Raises InputError for one that Ingot does not know, EngineError for one that is not
+    installed, naming the extra that installs it."""
     if name not in available():
         raise unknown("engine", name, available())
     try:
         module: EngineModule = importlib.import_module(f"{__name__}.{name}")
     except ModuleNotFoundError as error:
+        what = "onnxruntime" if name == "onnx" else f"'ingot[{name}]'"
         raise EngineError(
-            f"the engine {name} needs {error.name}, which is not installed: pip install {error.name}"
+            f"the engine {name} needs {error.name}, which is not installed: pip install {what}"
         ) from error
     return module
+
+
+def open_with(
+    name: str, file: Path, signature: Signature, stored: Mapping[str, Any], options: Mapping[str, Any]
+) -> Engine:
+    """Open a graph with the engine of this name. Raises InputError for an option that the engine does not have."""
+    module = engine(name)
+    known = [
+        key for key in inspect.signature(module.open_graph).parameters if key not in ("file", "signature", "stored")
+    ]
+    for option in options:
+        if option not in known:
+            raise unknown(f"option for the engine {name}", option, known)
+    return module.open_graph(file, signature, stored=stored, **options)
 
 
 def fit(signature: Signature, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
@@ -73,23 +119,33 @@ def _both_float(a: np.dtype[Any], b: np.dtype[Any]) -> bool:
 
 
 def run_in_batches(graph: Engine, inputs: Mapping[str, NDArray[Any]], most: int | None = None) -> Arrays:
-    """Run a batch in parts: of the size that a static graph fixes, else of at most `most`, else whole.
+    """Run a batch in parts: of the size that a static graph fixes, else of at most `most` and what the engine takes.
 
     Inputs as long as the first one are split along axis 0, others (a scalar timestep) go to every part. A short last part
-    is filled up with its last row for a static graph, and what that adds is cut off again.
+    is filled up with its last row where the graph wants a fixed size, and what that adds is cut off again.
     """
     first = graph.signature.inputs[0]
-    fixed = first.shape[0] if first.shape and isinstance(first.shape[0], int) else None
     total = len(inputs[first.name])
-    size = fixed or min(most or total, total)
+    size, pad = _part(graph, total, most)
     if total == size:
         return graph.run(inputs)
     parts = []
     for start in range(0, total, size):
-        rows = np.minimum(np.arange(start, start + size if fixed else min(start + size, total)), total - 1)
+        rows = np.minimum(np.arange(start, start + size if pad else min(start + size, total)), total - 1)
         parts.append(
             graph.run(
                 {name: array[rows] if np.shape(array)[:1] == (total,) else array for name, array in inputs.items()}
             )
         )
     return {name: np.concatenate([part[name] for part in parts])[:total] for name in parts[0]}
+
+
+def _part(graph: Engine, total: int, most: int | None) -> tuple[int, bool]:
+    """Rows to a run, and whether a shorter part is filled up."""
+    shape = graph.signature.inputs[0].shape
+    if shape and isinstance(shape[0], int):
+        return shape[0], True
+    limit, pad = getattr(graph, "most_rows", None), getattr(graph, "pad", False)
+    if pad and limit:
+        return min(limit, most or limit), True
+    return min(total, most or total, limit or total), False

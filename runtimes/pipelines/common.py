@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,26 @@ class State:
     guidance_rescale: float
     prompt_embeds: Array  # (batch, tokens, width)
     negative_prompt_embeds: Array | None
+
+
+class Engines:
+    """The engines of a pipeline by role, as one thing to close: `with ingot.load(path) as pipe: ...`."""
+
+    choice: Any = None  # which engine and device `ingot.load` picked, and why
+
+    def __init__(self, engines: Mapping[str, Engine]) -> None:
+        self.engines = dict(engines)
+
+    def close(self) -> None:
+        """Close every engine; the pipeline cannot be called afterwards."""
+        for engine in self.engines.values():
+            engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 CHANGEABLE = ("latents", "guidance_scale", "guidance_rescale", "prompt_embeds", "negative_prompt_embeds")

@@ -18,6 +18,7 @@ from ..schedulers.discrete import DiscreteScheduler
 from ..tokenizer import Tokenizer
 from .common import (
     Array,
+    Engines,
     Generators,
     Output,
     Seed,
@@ -41,7 +42,7 @@ OUTPUT_TYPES = ("pil", "np", "latent")
 Callback = Callable[["StableDiffusion", int, float, dict[str, Any]], dict[str, Any] | None]
 
 
-class StableDiffusion:
+class StableDiffusion(Engines):
     """diffusers' `StableDiffusionPipeline` around engines: same arguments, same seeds, same pictures, no PyTorch.
 
     One instance may serve several threads: a call keeps its state to itself, the scheduler's included.
@@ -56,6 +57,7 @@ class StableDiffusion:
         scheduler: Scheduler,
         configs: Mapping[str, Mapping[str, Any]],
     ) -> None:
+        super().__init__(engines)
         require_engines(engines, self.roles, "StableDiffusionPipeline")
         self.text_encoder, self.denoiser, self.vae_decoder = (engines[role] for role in self.roles)
         self.tokenizer = tokenizers["tokenizer"]

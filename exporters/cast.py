@@ -1,0 +1,113 @@
+"""Components become graphs, each held against the torch module, their weights stored once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from tqdm import tqdm
+
+from ingot.runtimes.manifest import ComponentEntry, Graph
+
+from . import parity
+from .bundle_writer import component_entry, write_parity_data
+from .component import Component
+from .estimate import readable
+from .graph_file import GraphFile
+from .onnx_weights import data_files, share_weights
+from .request import Request
+from .targets import target
+
+Files = dict[str, dict[str, GraphFile]]
+"""Graphs by target and role."""
+
+
+def cast_components(
+    components: list[Component], folder: Path, wanted: Request, *, parity_data: Mapping[str, str] | None = None
+) -> tuple[dict[str, ComponentEntry], Files]:
+    """Write every component's graphs and, where it is not there yet, parity data into the folder; the manifest's entries,
+    and the files by target."""
+    entries, files = {}, {name: {} for name in wanted.targets}  # type: tuple[dict[str, ComponentEntry], Files]
+    with tqdm(total=len(components) * len(wanted.targets), disable=not wanted.progress, unit="graph") as bar:
+        for component in components:
+            data = (parity_data or {}).get(component.role) or write_parity_data(component, folder)
+            graphs = []
+            for name in wanted.targets:
+                bar.set_description(f"{component.role} to {name}")
+                files[name][component.role] = written = _write(component, name, folder, wanted, bar)
+                graphs.append(certified(component, name, written, folder, bar))
+                bar.update()
+            component.traces.clear()
+            entries[component.role] = component_entry(component, tuple(graphs), data)
+    return _share(entries, components, folder, files), files
+
+
+def finish(folder: Path, pipe: Any, files: Mapping[str, Mapping[str, GraphFile]]) -> None:
+    """What a target writes for the bundle as a whole, such as tokenizers in its engine's own form."""
+    for name, graphs in files.items():
+        own = getattr(target(name), "finish", None)
+        if own is not None:
+            own(folder, pipe, graphs)
+
+
+def certified(component: Component, name: str, written: GraphFile, folder: Path, bar: Any) -> Graph:
+    """The manifest's entry for a graph, which is run and measured for it. Raises ParityError."""
+    names = tuple(file.relative_to(folder).as_posix() for file in (written.path, *written.extra_files))
+    bar.set_postfix_str("parity")
+    certificate, computed = parity.check_file(component, name, written)
+    size = sum((folder / file).stat().st_size for file in names)
+    lower = "".join(
+        f", computed in {dtype} {one.rel_l2:.1e} (limit {one.limit:.0e})" for dtype, one in computed.items()
+    )
+    bar.write(
+        f"{component.role} on {name}: {written.dtype}, {readable(size)}, relative L2 {certificate.rel_l2:.1e} "
+        f"(limit {certificate.limit:.0e}){lower}"
+    )
+    return Graph(
+        engine=name, precision=written.dtype, files=names, signature=written.signature, nodes=written.node_count,
+        parity=certificate, options=written.stored, computed=computed,
+    )  # fmt: skip
+
+
+def _write(component: Component, name: str, folder: Path, wanted: Request, bar: Any) -> GraphFile:
+    written: GraphFile = target(name).export(
+        component,
+        folder / component.role,
+        dtype=wanted.dtypes[name],
+        static=wanted.static,
+        progress=lambda stage, _: bar.set_postfix_str(stage),
+        **wanted.options.get(name, {}),
+    )
+    return written
+
+
+def _share(
+    entries: dict[str, ComponentEntry], components: list[Component], folder: Path, files: Files
+) -> dict[str, ComponentEntry]:
+    """Store weights that several ONNX graphs have in common once, say where they lie now, and certify what was rewritten
+    again."""
+    written = {file.path: (name, file) for graphs in files.values() for name, file in graphs.items()}
+    graphs = [path for path in written if path.suffix == ".onnx"]
+    if not share_weights(sorted(graphs)).files:
+        return entries
+    by_role = {component.role: component for component in components}
+
+    def rewritten(role: str, graph: Graph) -> Graph:
+        path = folder / graph.files[0]
+        if path not in graphs or _names(path, folder) == graph.files[1:]:
+            return graph
+        certificate, computed = parity.check_file(by_role[role], graph.engine, written[path][1])
+        return msgspec.structs.replace(
+            graph, files=(graph.files[0], *_names(path, folder)), parity=certificate, computed=computed
+        )
+
+    return {
+        role: msgspec.structs.replace(entry, graphs=tuple(rewritten(role, graph) for graph in entry.graphs))
+        for role, entry in entries.items()
+    }
+
+
+def _names(path: Path, folder: Path) -> tuple[str, ...]:
+    return tuple(file.relative_to(folder).as_posix() for file in data_files(path))

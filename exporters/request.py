@@ -1,0 +1,55 @@
+"""What a cast was asked for, checked before anything is loaded or written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ingot.runtimes.errors import InputError
+
+from .targets import check_options, dtype_for
+
+
+@dataclass(frozen=True)
+class Request:
+    """Targets in order, the precision and the options of each, and what the model is recorded at: (height, width) in
+    pixels, None for the smallest that will do, and pictures at once."""
+
+    dtypes: dict[str, str]
+    options: dict[str, dict[str, Any]]
+    size: tuple[int, int] | None
+    batch: int
+    static: bool
+    progress: bool
+
+    @property
+    def targets(self) -> list[str]:
+        """Their names."""
+        return list(self.dtypes)
+
+
+def request(
+    to: str | Sequence[str], dtype: str | None, height: int | None, width: int | None, batch: int, static: bool,
+    options: Mapping[str, Mapping[str, Any]] | None, progress: bool,
+) -> Request:  # fmt: skip
+    """The arguments of `export` as a request. Raises InputError for those that cannot be used, ExportError for a target
+    whose toolchain is not installed."""
+    targets = [to] if isinstance(to, str) else list(dict.fromkeys(to))
+    if not targets:
+        raise InputError("no target was named")
+    dtypes = {name: dtype_for(name, dtype) for name in targets}
+    check_options(options or {}, targets)
+    if batch < 1:
+        raise InputError(f"batch={batch}: at least 1 picture is needed")
+    given = {name: dict(values) for name, values in (options or {}).items()}
+    return Request(dtypes, given, _size(height, width), batch, static, progress)
+
+
+def _size(height: int | None, width: int | None) -> tuple[int, int] | None:
+    if height is None and width is None:
+        return None
+    sides = (height or width, width or height)
+    if any(not isinstance(side, int) or side < 1 for side in sides):
+        raise InputError(f"a size of {sides[0]}x{sides[1]} pixels cannot be recorded")
+    return sides  # type: ignore[return-value]  # both are ints now
