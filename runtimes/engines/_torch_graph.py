@@ -1,0 +1,149 @@
+"""A `.pt2` program as a module: its JSON graph read into torch.fx, operator by operator.
+
+torch.export.load makes the same module in seconds where this takes a fraction of one: it rebuilds what every
+intermediate's shape is in terms of the inputs', which nobody asks for at run time. And it believes the file: operators
+are looked up by dotted path from the module `torch` (`torch.os.system` is one), expressions are evaluated, guards and
+names become Python source. Here an operator is one of ATen's or simple arithmetic on sizes, a name is only a key, and
+anything else is refused.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+
+from ..errors import EngineError
+from ._torch_archive import DTYPES, Archive
+
+SCHEMA = 8  # the major number of torch/_export/serde/schema.py; torch 2.13 writes 8.20, others were not tried
+LAYOUTS = {7: torch.strided}
+MEMORY_FORMATS = {
+    1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d, 4: torch.preserve_format,
+}  # fmt: skip
+SIZES = {
+    **{f"_operator.{name}": getattr(operator, name)
+       for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow", "eq", "ne", "le", "lt", "ge", "gt", "and_", "or_")},
+    **{f"torch.{name}": getattr(torch, name) for name in ("sym_max", "sym_min", "sym_int", "sym_float", "sym_not", "sym_ite")},
+    "math.trunc": math.trunc,
+}  # fmt: skip
+OPERATOR = re.compile(r"torch\.ops\.aten\.(\w+)\.(\w+)")
+# They read or write files, or memory without looking at its bounds.
+REFUSED = {"from_file", "_unsafe_index", "_unsafe_index_put", "_unsafe_masked_index", "set_", "resize_", "data"}
+PLAIN = ("as_int", "as_ints", "as_float", "as_floats", "as_bool", "as_bools", "as_string")
+
+
+def read_program(archive: Archive, *, device: str = "cpu", no_float64: bool = False) -> GraphModule:
+    """The program as a module on a device, taking and giving tensors in the program's own order.
+
+    Weights are those of the mapped file on the CPU, copies elsewhere. `no_float64` makes float32 of every float64, for
+    devices without it. Raises EngineError for an archive that holds anything but ATen operators and tensors.
+    """
+    program = archive.json("models/model.json")
+    try:
+        version = program["schema_version"]["major"]
+        if version != SCHEMA:
+            raise EngineError(
+                f"{archive.file} has version {version} of torch's export schema, Ingot reads {SCHEMA}: export again"
+            )
+        return _Reader(archive.file, device, no_float64).module(program["graph_module"], archive.tensors())
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise EngineError(f"{archive.file} is not a program as torch.export writes it: {error!r}") from error
+
+
+class _Reader:
+    """Turns one graph; `nodes` are the values made so far, by the names that the file has for them."""
+
+    def __init__(self, file: Path, device: str, no_float64: bool) -> None:
+        self.file = file
+        self.device = device
+        self.dtypes = {**DTYPES, 8: torch.float32} if no_float64 else DTYPES
+        self.graph = Graph()
+        self.nodes: dict[str, Node] = {}
+
+    def module(self, program: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> GraphModule:
+        """The module with its weights on the device."""
+        root = nn.Module()
+        for number, spec in enumerate(program["signature"]["input_specs"]):
+            ((kind, what),) = spec.items()
+            if kind == "user_input":
+                self.nodes[what["arg"]["as_tensor"]["name"]] = self.graph.placeholder(f"input_{number}")
+            elif kind in ("parameter", "buffer", "tensor_constant"):
+                held = tensors[what[f"{kind}_name"]]
+                dtype = torch.float32 if held.dtype == torch.float64 and self.dtypes[8] == torch.float32 else held.dtype
+                root.register_buffer(f"weight_{number}", held.to(self.device, dtype))
+                self.nodes[what["arg"]["name"]] = self.graph.get_attr(f"weight_{number}")
+            else:
+                raise EngineError(f"{self.file}: inputs of kind {kind!r} are not opened")
+        for node in program["graph"]["nodes"]:
+            self._call(node)
+        self.graph.output(tuple(self._value(output) for output in program["graph"]["outputs"]))
+        return GraphModule(root, self.graph)
+
+    def _call(self, node: Mapping[str, Any]) -> None:
+        function = self._function(node["target"])
+        values = [(entry["kind"], entry["name"], self._value(entry["arg"])) for entry in node["inputs"]]
+        positional = tuple(value for kind, _, value in values if kind != 2)
+        made = self.graph.call_function(function, positional, {name: v for kind, name, v in values if kind == 2})
+        outputs = node["outputs"]
+        if len(outputs) == 1 and "as_tensors" not in outputs[0]:
+            self._name(outputs[0], made)
+            return
+        several = outputs[0]["as_tensors"] if len(outputs) == 1 else [output.get("as_tensor") for output in outputs]
+        for index, output in enumerate(several):
+            if output is not None:  # an output that is None, as some backward-only ones are
+                self.nodes[output["name"]] = self.graph.call_function(operator.getitem, (made, index))
+
+    def _function(self, target: str) -> Any:
+        if target in SIZES:
+            return SIZES[target]
+        found = OPERATOR.fullmatch(target)
+        packet = getattr(torch.ops.aten, found[1], None) if found and found[1] not in REFUSED else None
+        function = getattr(packet, found[2], None) if found else None
+        if not isinstance(function, torch._ops.OpOverload):
+            raise EngineError(f"{self.file}: the operator {target!r} is not one of ATen's that are opened")
+        return function
+
+    def _name(self, output: Mapping[str, Any], node: Node) -> None:
+        ((kind, what),) = output.items()
+        if kind != "as_none":
+            self.nodes[what["name" if kind == "as_tensor" else "as_name"]] = node
+
+    def _value(self, argument: Mapping[str, Any]) -> Any:
+        """What an argument stands for: a node, a number, or something of torch's own."""
+        ((kind, what),) = argument.items()
+        if kind in PLAIN:
+            return what
+        if kind in ("as_tensor", "as_sym_int", "as_sym_bool", "as_sym_float", "as_optional_tensor"):
+            return self._one(what)
+        if kind in ("as_tensors", "as_sym_ints", "as_sym_bools", "as_sym_floats", "as_optional_tensors"):
+            return [self._one(item) for item in what]
+        match kind:
+            case "as_none":
+                return None
+            case "as_scalar_type":
+                return self.dtypes[what]
+            case "as_memory_format":
+                return MEMORY_FORMATS[what]
+            case "as_layout":
+                return LAYOUTS[what]
+            case "as_device":
+                return torch.device(self.device)
+        raise EngineError(f"{self.file}: arguments of kind {kind!r} are not opened")
+
+    def _one(self, item: Mapping[str, Any]) -> Any:
+        """A named value, or the constant that stands in its place."""
+        if "as_tensor" in item:
+            item = item["as_tensor"]
+        name = item.get("name", item.get("as_name"))
+        if name is not None:
+            return self.nodes[name]
+        ((kind, what),) = item.items()
+        return None if kind == "as_none" else what

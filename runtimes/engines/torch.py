@@ -1,0 +1,220 @@
+"""torch: a traced program (`.pt2`) on the CPU, CUDA, Apple's MPS or Habana's Gaudi; or compiled code (AOTInductor).
+
+Neither needs diffusers, transformers or tracing. A `.pt2` program is read as data: opening and running it runs ATen
+operators and nothing of the bundle's own. An AOTInductor package is machine code: it is opened with `trust=True` only.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .. import devices as kinds
+from ..devices.policy import Policy, Throughput, Wishes, rows_of
+from ..errors import EngineError, InputError, unknown
+from ..signature import Signature
+from . import Arrays, fit
+from ._torch_archive import Archive
+from ._torch_attention import slice_attention
+from ._torch_code import Compiled, require_machine, require_trust
+from ._torch_graph import read_program
+from ._torch_settings import tf32 as tf32_switch
+from ._torch_settings import thread_count
+
+EXTRA = "torch"
+PARITY_OPTIONS: dict[str, Any] = {"device": "cpu"}
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+ATTENTION = ("sdpa", "sliced")
+HALF = ("bfloat16", "float16")
+CHANNELS_LAST = torch.channels_last
+
+
+class TorchEngine:
+    """A graph on a device. Safe to run from several threads at once; where the device or a compiled graph takes one run at
+    a time, the others wait. `throughput` counts its runs, the device's warm-up left out."""
+
+    def __init__(self, call: Callable[..., Any], signature: Signature, policy: Policy) -> None:
+        self.signature = signature
+        self.policy = policy
+        self.most_rows = policy.most_rows
+        self.pad = policy.pad
+        self.throughput = Throughput(policy.warm_up_runs)
+        self._call: Callable[..., Any] | None = call
+        self._lock = threading.Lock() if policy.one_at_a_time else nullcontext()
+        self._fresh = policy.discard_first
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        """Compute every output; floats are cast to the graph's own precision. Raises EngineError with what would do."""
+        fed = fit(self.signature, inputs)
+        call = self._call
+        if call is None:
+            raise EngineError("this graph was closed; open it again")
+        began = time.perf_counter()
+        with self._lock, self._settings():
+            try:
+                tensors = tuple(self._put(fed[spec.name]) for spec in self.signature.inputs)
+                if self._fresh:
+                    self._fresh = False
+                    self._compute(call, tensors)
+                found = self._take(self._compute(call, tensors), tensors)
+            except Exception as error:  # torch raises RuntimeError, NotImplementedError and dynamo's own
+                raise self._failed(error, fed) from error
+        self.throughput.add(rows_of(tensors), time.perf_counter() - began)
+        return found
+
+    def close(self) -> None:
+        """Free the weights; a second call does nothing."""
+        self._call = None
+
+    def _compute(self, call: Callable[..., Any], tensors: tuple[Tensor, ...]) -> Any:
+        self.policy.before_run()
+        outputs = call(*tensors)
+        self.policy.after_run()
+        return outputs
+
+    def _settings(self) -> ExitStack:
+        policy, stack = self.policy, ExitStack()
+        stack.enter_context(tf32_switch.held_at(policy.tf32))
+        stack.enter_context(thread_count(policy.threads))
+        stack.enter_context(torch.inference_mode())
+        if policy.autocast:
+            kind = policy.device.partition(":")[0]
+            stack.enter_context(torch.autocast(kind, getattr(torch, policy.autocast)))
+        return stack
+
+    def _put(self, array: NDArray[Any]) -> Tensor:
+        """The array as a tensor: the same memory on the CPU, where torch can use it."""
+        if not array.flags.writeable or any(stride < 0 for stride in array.strides):
+            array = array.copy()  # torch warns of the first and refuses the second
+        if self.policy.no_float64 and array.dtype == np.float64:
+            array = array.astype(np.float32)
+        tensor = torch.from_numpy(array).to(self.policy.device)
+        if self.policy.channels_last and tensor.dim() == 4:
+            tensor = tensor.contiguous(memory_format=CHANNELS_LAST)
+        return tensor
+
+    def _take(self, outputs: Any, tensors: tuple[Tensor, ...]) -> Arrays:
+        """The outputs as arrays of the caller's: copies where an output is an input, or two are one."""
+        seen = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+        found = {}
+        for spec, tensor in zip(self.signature.outputs, outputs, strict=True):
+            place = tensor.untyped_storage().data_ptr()
+            tensor = tensor.to("cpu", getattr(torch, spec.dtype)).contiguous()
+            found[spec.name] = tensor.clone().numpy() if place in seen else tensor.numpy()
+            seen.add(place)
+        return found
+
+    def _failed(self, error: Exception, fed: Arrays) -> EngineError:
+        shapes = {name: list(array.shape) for name, array in fed.items()}
+        would_do = self.policy.explain(error) or _compiler_is_missing(error)
+        hint = f"; {would_do}" if would_do else ""
+        return EngineError(f"torch could not run the graph on {self.policy.device} with {shapes}: {error}{hint}")
+
+
+def open_graph(
+    file: Path,
+    signature: Signature,
+    *,
+    stored: Mapping[str, Any] = MappingProxyType({}),
+    device: str | None = None,
+    compile: str | None = None,
+    channels_last: bool | None = None,
+    tf32: bool | None = None,
+    threads: int | None = None,
+    attention: str | None = None,
+    autocast: str | None = None,
+    most_rows: int | None = None,
+    lazy: bool | None = None,
+    hpu_graphs: bool | None = None,
+    gaudi_config: str | Path | Mapping[str, Any] | None = None,
+    trust: bool | None = None,
+) -> TorchEngine:
+    """Open a `.pt2` program or package.
+
+    `device`: cpu, cuda, cuda:1, mps, hpu; by default the best here. `compile`: default, reduce-overhead, max-autotune,
+    done when the graph first runs. `channels_last`: convolutions with the channels innermost. `tf32`: on NVIDIA, 10-bit
+    mantissas in float32 matrix products and convolutions (None: as torch is set). `threads` inside an operator on the CPU.
+    `attention`: sdpa, or sliced to save memory. `autocast`: bfloat16 or float16 inside a float32 graph. `most_rows`: the
+    largest batch of one run. On Gaudi: `lazy`, `hpu_graphs`, and a `gaudi_config`. `trust` allows compiled code (see
+    the module's docstring). Raises InputError for options that cannot be used, EngineError for a device that is not here
+    and for a file that cannot be opened.
+    """
+    if channels_last is None:
+        channels_last = stored.get("channels_last")
+    wishes = Wishes(
+        channels_last=channels_last, tf32=tf32, threads=threads, attention=attention, autocast=autocast, compile=compile,
+        most_rows=most_rows, lazy=lazy, hpu_graphs=hpu_graphs, gaudi_config=gaudi_config,
+    )  # fmt: skip
+    _check(wishes)
+    packaged = stored.get("format") == "aoti"
+    policy = kinds.policy_for(device or (stored["device"] if packaged else None), wishes)
+    if packaged:
+        return TorchEngine(_package(file, stored, policy, wishes, trust), signature, policy)
+    return TorchEngine(_program(file, policy), signature, policy)
+
+
+def devices() -> list[str]:
+    """The devices of this machine, the best first."""
+    return kinds.here()
+
+
+def report() -> dict[str, str]:
+    """The version, and each kind of device or how to get it."""
+    return {"version": torch.__version__, **kinds.report()}
+
+
+def _program(file: Path, policy: Policy) -> Callable[..., Any]:
+    module = read_program(Archive(file), device=policy.device, no_float64=policy.no_float64).eval()
+    if policy.channels_last:
+        module = module.to(memory_format=CHANNELS_LAST)  # type: ignore[call-overload]  # torch's stub lacks this form
+    if policy.slice_above is not None:
+        slice_attention(module, policy.slice_above)
+    wrapped = policy.wrap(module)
+    if policy.compile_options is None:
+        return wrapped
+    compiled: Callable[..., Any] = torch.compile(wrapped, **policy.compile_options)
+    return compiled
+
+
+def _package(
+    file: Path, stored: Mapping[str, Any], policy: Policy, wishes: Wishes, trust: bool | None
+) -> Callable[..., Any]:
+    for option in ("compile", "channels_last", "attention", "autocast"):
+        if getattr(wishes, option):
+            raise InputError(
+                f"{option} cannot be chosen for {file.name}, which is compiled already; a bundle with torch.format=exported "
+                "takes it"
+            )
+    require_machine(file, stored, policy.device)
+    require_trust(file, trust)
+    return Compiled(file, policy.device)
+
+
+def _check(wishes: Wishes) -> None:
+    for name, value, known in (
+        ("compile mode", wishes.compile, COMPILE_MODES),
+        ("attention", wishes.attention, ATTENTION),
+        ("autocast precision", wishes.autocast, HALF),
+    ):
+        if value is not None and value not in known:
+            raise unknown(name, value, known)
+    for name, number in (("threads", wishes.threads), ("most_rows", wishes.most_rows)):
+        if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
+            raise InputError(f"{name}={number!r}: a whole number of at least 1 is needed")
+
+
+def _compiler_is_missing(error: Exception) -> str | None:
+    said = str(error)
+    if "InvalidCxxCompiler" in type(error).__name__ + said or "No working C++ compiler" in said:
+        return "torch.compile needs a C++ compiler (g++), or leave out compile"
+    return None
