@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: dev format lint types test check demo bench wheel clean
+PEERS := .venv-peers
+
+.PHONY: dev peers format lint types test check demo bench wheel clean
 
 dev: $(STAMP)
 
@@ -15,6 +17,16 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet $$(grep '^torch==' constraints.txt)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
+
+# What reads our bundles and cannot be installed beside us; the tests that ask it are skipped without.
+peers: $(PEERS)/.installed
+
+$(PEERS)/.installed: constraints-peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet $$(grep '^torch==' constraints.txt)
+	$(PEERS)/bin/python -m pip install --quiet --no-deps --requirement constraints-peers.txt
+	$(PEERS)/bin/python -m pip install --quiet --no-deps --target build/optimum-habana optimum-habana==1.21.2
+	touch $@
 
 format: $(STAMP)
 	$(BIN)/ruff format .
@@ -46,5 +58,5 @@ wheel: $(STAMP)
 	rm -rf dist build/lib build/bdist* && $(BIN)/python -m build --wheel
 
 clean:
-	rm -rf $(VENV) build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(PEERS) build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""Time and memory of a full-size export: `python -m ingot.benchmarks.full_size WORK_FOLDER [--dtype float16]`.
+"""Time and memory of a full-size export: `python -m ingot.benchmarks.full_size WORK_FOLDER [--to openvino] [OPTIONS OF ingot export]`.
 
 Makes a Stable Diffusion 1.5 checkpoint with random weights (860 M parameters in the UNet, 84 M in the VAE, 123 M in the text
 encoder), casts it with the command line in a process of its own, and prints seconds and the process's peak resident memory.
@@ -25,9 +25,9 @@ def main() -> None:
     """Make the checkpoint where there is none yet, cast it, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path, help="needs 9 GB")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "float16"))
-    arguments = parser.parse_args()
-    checkpoint, bundle = arguments.work / "checkpoint", arguments.work / f"bundle-{arguments.dtype}"
+    parser.add_argument("--to", default="onnx", help="targets, as for ingot export; so is whatever follows")
+    arguments, rest = parser.parse_known_args()
+    checkpoint, bundle = arguments.work / "checkpoint", arguments.work / "bundle"
     if not checkpoint.exists():
         # in a process of its own, so that its memory is not counted
         subprocess.run(
@@ -37,22 +37,13 @@ def main() -> None:
     shutil.rmtree(bundle, ignore_errors=True)
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     began = time.monotonic()
-    command = [
-        sys.executable,
-        "-m",
-        "ingot.cli",
-        "export",
-        str(checkpoint),
-        "-o",
-        str(bundle),
-        "--dtype",
-        arguments.dtype,
-    ]
+    options = ["--to", arguments.to, *rest]
+    command = [sys.executable, "-m", "ingot.cli", "export", str(checkpoint), "-o", str(bundle), *options]
     subprocess.run(command, check=True)
     seconds = time.monotonic() - began
     peak = max(before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) * 1024
     size = sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file())
-    print(f"\n| Stable Diffusion 1.5, random weights | {arguments.dtype} |\n|---|---|")
+    print(f"\n| Stable Diffusion 1.5, random weights | {' '.join(options)} |\n|---|---|")
     print(
         f"| export, s | {seconds:.0f} |\n| peak resident memory, GiB | {peak / 2**30:.2f} |\n| bundle, GB | {size / 1e9:.2f} |"
     )

@@ -24,8 +24,9 @@ from .trace import graph_signature, precision
 Arrays = Mapping[str, NDArray[Any]]
 
 # Relative L2 that a graph may be away from the float32 component, on every output of every recorded call. Measured on
-# small random models: 1e-6 in float32, 1e-3 in float16.
-LIMITS = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 8e-2}
+# small random models: 1e-6 in float32, 1e-3 in float16, 1.5e-2 in bfloat16; but 8.4e-2 on an SDXL UNet whose answer is
+# nearly zero, and that is torch's own distance there: the graph was equal to the bfloat16 module to the bit.
+LIMITS = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 1e-1}
 
 
 def check(

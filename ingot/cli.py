@@ -128,6 +128,7 @@ def _add_casting(command: argparse.ArgumentParser) -> None:
 def _add_resources(command: argparse.ArgumentParser) -> None:
     command.add_argument("bundle", type=Path, metavar="BUNDLE")
     command.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="the folder to make")
+    command.add_argument("--overwrite", action="store_true", help="replace such a folder")
     command.set_defaults(run=commands.resources)
 
 

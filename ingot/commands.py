@@ -55,8 +55,10 @@ def resources(options: argparse.Namespace) -> None:
     """`ingot resources`."""
     from ingot.exporters.coreml_resources import resources as lay_out
 
-    for line in lay_out(options.bundle, options.output):
-        print(line)
+    written = lay_out(options.bundle, options.output, overwrite=options.overwrite)
+    print(f"wrote {written.folder}")
+    for note in written.notes:
+        print(note)
 
 
 def generate(options: argparse.Namespace) -> None:
