@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,64 +18,173 @@ from numpy.typing import NDArray
 from ..errors import EngineError, InputError
 from ..signature import Signature
 from . import Arrays, fit
+from ._onnx_providers import HOW_TO_GET, Provider, devices, providers_for, require
 
-DEVICES: dict[str, tuple[str, ...]] = {
-    "cpu": ("CPUExecutionProvider",),
-    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
-    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
-    "openvino": ("OpenVINOExecutionProvider", "CPUExecutionProvider"),
-    "coreml": ("CoreMLExecutionProvider", "CPUExecutionProvider"),
-    "directml": ("DmlExecutionProvider", "CPUExecutionProvider"),
-}
-HOW_TO_GET = {
-    "CUDAExecutionProvider": "pip install onnxruntime-gpu in place of onnxruntime",
-    "TensorrtExecutionProvider": "pip install onnxruntime-gpu in place of onnxruntime",
-    "OpenVINOExecutionProvider": "pip install onnxruntime-openvino in place of onnxruntime",
-    "DmlExecutionProvider": "pip install onnxruntime-directml in place of onnxruntime",
-    "CoreMLExecutionProvider": "part of onnxruntime on macOS",
-}
+__all__ = ["EXTRA", "PARITY_OPTIONS", "OnnxEngine", "devices", "open_graph", "report"]
+
+PARITY_OPTIONS: dict[str, Any] = {"tf32": False}  # on a GPU; the CPU has none
+EXTRA = "gpu"
+# Sets of buffers that are kept, one for each combination of input shapes that was run last.
+KEPT_SHAPES = 4
+
+
+@dataclass
+class Bound:
+    """Device buffers for one combination of input shapes: filled again and again, never made again."""
+
+    number: int
+    inputs: dict[str, Any]
+    outputs: list[Any] = field(default_factory=list)
 
 
 class OnnxEngine:
-    """One inference session. Safe to run from several threads at once."""
+    """One inference session. Safe to run from several threads at once; with `io_binding` they take turns.
 
-    def __init__(self, session: ort.InferenceSession, signature: Signature) -> None:
-        self.session = session
+    With `io_binding`, (device, number) as ONNX Runtime names them, inputs and outputs lie in buffers on the device that
+    later runs with equal shapes use again, as a captured CUDA graph needs it.
+    """
+
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        signature: Signature,
+        *,
+        io_binding: tuple[str, int] | None = None,
+        cuda_graph: bool = False,
+    ) -> None:
+        self.session: Any = session
         self.signature = signature
         self._outputs = [spec.name for spec in signature.outputs]
+        self._place = io_binding
+        self._graphs = cuda_graph
+        self._lock = threading.Lock()
+        self._bound: OrderedDict[tuple[tuple[int, ...], ...], Bound] = OrderedDict()
+        self._made = 0
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         """Compute every output; floats are cast to the graph's own precision."""
+        session = self.session  # a close meanwhile does not take it from under this run
+        if session is None:
+            raise EngineError("the graph was closed; open the bundle again to run it")
         fed = fit(self.signature, inputs)
         try:
-            found = self.session.run(self._outputs, fed)
+            if self._place is None:
+                found = session.run(self._outputs, fed)
+            else:
+                with self._lock:
+                    found = self._run_bound(session, fed, *self._place)
         except Exception as error:  # ORT raises a class of its own for each status code, with no common base
             shapes = {name: list(array.shape) for name, array in fed.items()}
             raise EngineError(f"ONNX Runtime could not run the graph on {shapes}: {error}") from error
         return {name: np.asarray(array) for name, array in zip(self._outputs, found, strict=True)}
+
+    def close(self) -> None:
+        """Forget the session and its buffers."""
+        with self._lock:
+            self._bound.clear()
+            self.session = None
+
+    def _run_bound(self, session: Any, fed: Arrays, device: str, number: int) -> list[NDArray[Any]]:
+        bound = self._buffers(fed, device, number)
+        binding = session.io_binding()
+        for name, value in bound.inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        for index, name in enumerate(self._outputs):
+            if bound.outputs:
+                binding.bind_ortvalue_output(name, bound.outputs[index])
+            else:  # the first run with these shapes finds out how large they are
+                binding.bind_output(name, device, number)
+        options = ort.RunOptions()
+        if self._graphs:  # one captured graph for each set of buffers
+            options.add_run_config_entry("gpu_graph_id", str(bound.number))
+        session.run_with_iobinding(binding, options)
+        bound.outputs = bound.outputs or list(binding.get_outputs())
+        # numpy() copies from a GPU and gives a view of the CPU's memory, which the next run overwrites
+        return [value.numpy().copy() if device == "cpu" else value.numpy() for value in bound.outputs]
+
+    def _buffers(self, fed: Arrays, device: str, number: int) -> Bound:
+        key = tuple(fed[spec.name].shape for spec in self.signature.inputs)
+        arrays = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in fed.items()}
+        if key in self._bound:
+            self._bound.move_to_end(key)
+            for name, value in self._bound[key].inputs.items():
+                value.update_inplace(arrays[name])
+        else:
+            self._made += 1
+            # an OrtValue on the CPU takes the array itself, which is the caller's
+            values = {
+                name: ort.OrtValue.ortvalue_from_numpy(array.copy(), device, number) for name, array in arrays.items()
+            }
+            self._bound[key] = Bound(self._made, values)
+            if len(self._bound) > KEPT_SHAPES:
+                self._bound.popitem(last=False)
+        return self._bound[key]
 
 
 def open_graph(
     file: Path,
     signature: Signature,
     *,
+    stored: Mapping[str, Any] = MappingProxyType({}),  # noqa: ARG001  # of all engines; a model file says all itself
     device: str | None = None,
-    providers: Sequence[str | tuple[str, dict[str, Any]]] | None = None,
+    providers: Sequence[Provider] | None = None,
     threads: int | None = None,
     arena: bool = True,
     session_options: ort.SessionOptions | None = None,
+    io_binding: bool | None = None,
+    tf32: bool | None = None,
+    cuda_graph: bool = False,
+    sizes: Mapping[str, Any] | None = None,
+    cache: str | Path | None = None,
+    provider_options: Mapping[str, Any] | None = None,
 ) -> OnnxEngine:
     """Open a model file.
 
-    `device` (cpu, cuda, tensorrt, openvino, coreml, directml) or `providers` as ONNX Runtime takes them; `threads` inside
-    an operator, `arena` whether the CPU allocator keeps freed memory; `session_options` replaces both of the last.
-    Raises EngineError when a provider is not in the installed package, or when the file is not a graph it can open.
+    `device` (cpu, cuda, cuda:1, tensorrt, openvino, coreml, directml) or `providers` as ONNX Runtime takes them; `threads`
+    inside an operator, `arena` whether the CPU allocator keeps freed memory; `session_options` replaces both of the last.
+
+    On NVIDIA GPUs: `io_binding` keeps inputs and outputs in device buffers that are reused (None: on cuda and tensorrt);
+    `tf32` whether float32 products may be rounded to it (None: ONNX Runtime's default, yes); `cuda_graph` captures and
+    replays the run, for graphs that lie on the GPU whole; `sizes` and `cache` are the ranges of shapes and the folder of
+    engines that the TensorRT provider builds; `provider_options` are the provider's own, by ONNX Runtime's names, such as
+    `{"gpu_mem_limit": 8 << 30, "arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}`.
+
+    Raises InputError for an unknown device or option, EngineError when a provider is not in the installed package, or when
+    the file is not a graph it can open.
     """
-    chosen = list(providers) if providers is not None else list(_providers_for(device or "cpu"))
+    place = _place(device, io_binding)
+    if cuda_graph and (place is None or place[0] != "cuda"):
+        raise InputError("cuda_graph needs the device cuda or tensorrt and io_binding")
+    chosen = (
+        list(providers)
+        if providers is not None
+        else providers_for(
+            device or "cpu",
+            signature,
+            tf32=tf32,
+            cuda_graph=cuda_graph,
+            sizes=sizes,
+            cache=cache,
+            provider_options=provider_options,
+        )
+    )
     if not chosen:
         raise InputError("providers is empty; name at least one, such as CPUExecutionProvider")
-    _require(chosen)
-    options = session_options or _options(threads, arena)
+    require(chosen)
+    session = _session(file, chosen, session_options or _options(threads, arena))
+    return OnnxEngine(
+        session, signature, io_binding=place if providers is None or io_binding else None, cuda_graph=cuda_graph
+    )
+
+
+def report() -> dict[str, str]:
+    """The version, the providers that are here, and the package for each that is not."""
+    here = ort.get_available_providers()
+    missing = {name: f"not here: {how}" for name, how in HOW_TO_GET.items() if name not in here}
+    return {"version": ort.__version__, **dict.fromkeys(here, "available"), **missing}
+
+
+def _session(file: Path, chosen: Sequence[Provider], options: ort.SessionOptions) -> ort.InferenceSession:
     try:
         # without fallback: a CUDA library that does not load must not turn into a silent run on the CPU
         session = ort.InferenceSession(os.fspath(file), options, providers=chosen, enable_fallback=0)
@@ -82,28 +195,16 @@ def open_graph(
         raise EngineError(
             f"ONNX Runtime could not start {wanted}; the session has only {', '.join(session.get_providers())}"
         )
-    return OnnxEngine(session, signature)
+    return session
 
 
-def report() -> dict[str, str]:
-    """The version, the providers that are here, and the package for each that is not."""
-    here = ort.get_available_providers()
-    missing = {name: f"not here: {how}" for name, how in HOW_TO_GET.items() if name not in here}
-    return {"version": ort.__version__, **dict.fromkeys(here, "available"), **missing}
-
-
-def _providers_for(device: str) -> tuple[str, ...]:
-    if device not in DEVICES:
-        raise InputError(f"unknown device {device!r} for ONNX Runtime; available: {', '.join(DEVICES)}")
-    return DEVICES[device]
-
-
-def _require(chosen: Sequence[str | tuple[str, dict[str, Any]]]) -> None:
-    here = ort.get_available_providers()
-    names = [entry if isinstance(entry, str) else entry[0] for entry in chosen]
-    missing = [f"{name} ({HOW_TO_GET.get(name, 'not known to Ingot')})" for name in names if name not in here]
-    if missing:
-        raise EngineError(f"this onnxruntime has no {', '.join(missing)}; it has: {', '.join(here)}")
+def _place(device: str | None, io_binding: bool | None) -> tuple[str, int] | None:
+    """Where buffers lie, as ONNX Runtime names it; None without I/O binding."""
+    kind, _, number = (device or "cpu").lower().partition(":")
+    nvidia = kind in ("cuda", "tensorrt")
+    if io_binding is False or (io_binding is None and not nvidia):
+        return None
+    return "cuda" if nvidia else "cpu", int(number) if number.isdigit() else 0
 
 
 def _options(threads: int | None, arena: bool) -> ort.SessionOptions:
