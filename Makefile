@@ -23,6 +23,7 @@ peers: $(PEERS)/.installed
 
 $(PEERS)/.installed: constraints-peers.txt
 	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --upgrade pip
 	$(PEERS)/bin/python -m pip install --quiet $$(grep '^torch==' constraints.txt)
 	$(PEERS)/bin/python -m pip install --quiet --no-deps --requirement constraints-peers.txt
 	$(PEERS)/bin/python -m pip install --quiet --no-deps --target build/optimum-habana optimum-habana==1.21.2

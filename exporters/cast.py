@@ -96,12 +96,14 @@ def _share(
 
     def rewritten(role: str, graph: Graph) -> Graph:
         path = folder / graph.files[0]
-        if path not in graphs or _names(path, folder) == graph.files[1:]:
+        if path not in graphs:
+            return graph
+        others = tuple(name for name in graph.files[1:] if not name.endswith("_data"))  # a plan beside the graph
+        now = (graph.files[0], *_names(path, folder), *others)
+        if set(now) == set(graph.files):
             return graph
         certificate, computed = parity.check_file(by_role[role], graph.engine, written[path][1])
-        return msgspec.structs.replace(
-            graph, files=(graph.files[0], *_names(path, folder)), parity=certificate, computed=computed
-        )
+        return msgspec.structs.replace(graph, files=now, parity=certificate, computed=computed)
 
     return {
         role: msgspec.structs.replace(entry, graphs=tuple(rewritten(role, graph) for graph in entry.graphs))
