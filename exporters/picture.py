@@ -24,7 +24,8 @@ from .request import Request
 
 # dB against diffusers in float32 with the same seed. Float32 graphs: one grey level of 255 in every pixel is 48 dB.
 LIMITS = {"float32": 60.0, "float16": 35.0, "bfloat16": 25.0}
-PROMPT, SEED, STEPS, GUIDANCE = "a small yellow star at the left on a purple background", 0, 8, 4.0
+PROMPT, SEED, GUIDANCE = "a small yellow star at the left on a purple background", 0, 4.0
+STEPS, STEPS_LARGE = 8, 3  # the second for a static size beyond _LARGEST, where a step takes minutes on a CPU
 _LARGEST = 256  # pixels: larger defaults are compared at this side, which tells as much in a fraction of the time
 
 
@@ -36,6 +37,7 @@ class Reference:
     height: int
     width: int
     count: int
+    steps: int
 
 
 def reference_picture(pipe: Any, size: tuple[int, int] | None, count: int) -> Reference | None:
@@ -46,14 +48,15 @@ def reference_picture(pipe: Any, size: tuple[int, int] | None, count: int) -> Re
     if type(pipe).__name__ not in FAMILIES:
         return None
     height, width = size or tuple(min(side, _LARGEST) for side in default_size(pipe))
+    steps = STEPS if height * width <= _LARGEST**2 else STEPS_LARGE
     call = {"height": height, "width": width, "num_images_per_prompt": count, "output_type": "np"}
     generators = [torch.Generator().manual_seed(SEED + i) for i in range(count)]
     try:
         with quietly(pipe):
-            made = pipe(PROMPT, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=generators, **call)
+            made = pipe(PROMPT, num_inference_steps=steps, guidance_scale=GUIDANCE, generator=generators, **call)
     except ValueError as error:
         raise ExportError(f"{type(pipe).__name__} cannot make a picture of {height}x{width} pixels: {error}") from error
-    return Reference(made.images, height, width, count)
+    return Reference(made.images, height, width, count, steps)
 
 
 def default_size(pipe: Any) -> tuple[int, int]:
@@ -82,7 +85,7 @@ def compare_picture(bundle: Bundle, engine: str, reference: Reference, dtype: st
     """Make the picture with the bundle. Raises ParityError when it misses the limit of its precision."""
     with build(bundle, engine=engine, open_graph=open_in_bundle) as pipe:
         made = pipe(
-            PROMPT, height=reference.height, width=reference.width, num_inference_steps=STEPS, guidance_scale=GUIDANCE,
+            PROMPT, height=reference.height, width=reference.width, num_inference_steps=reference.steps, guidance_scale=GUIDANCE,
             seed=[SEED + i for i in range(reference.count)], num_images_per_prompt=reference.count, output_type="np", progress=False,
         )  # fmt: skip
     psnr = float(image_psnr(reference.picture, made.images))
@@ -91,6 +94,6 @@ def compare_picture(bundle: Bundle, engine: str, reference: Reference, dtype: st
             f"the {engine} pipeline's picture is {psnr:.1f} dB from diffusers' with the same seed; {dtype} wants {LIMITS[dtype]:.0f} dB"
         )
     return ImageParity(
-        psnr_db=psnr if np.isfinite(psnr) else None, limit_db=LIMITS[dtype], prompt=PROMPT, seed=SEED, num_inference_steps=STEPS,
+        psnr_db=psnr if np.isfinite(psnr) else None, limit_db=LIMITS[dtype], prompt=PROMPT, seed=SEED, num_inference_steps=reference.steps,
         height=reference.height, width=reference.width,
     )  # fmt: skip
