@@ -228,6 +228,15 @@ def _double(graph: Graph, node: Node) -> Node:
     return result
 
 
+def _floor_division(graph: Graph, node: Node) -> Node:
+    """A quotient of sizes as a whole number: coremltools 9.0 makes a float of it, and then cannot reshape by it."""
+    with graph.inserting_before(node):
+        quotient = _insert(graph, operator.floordiv, *node.args)
+        whole = graph.call_function(aten._to_copy.default, (quotient,), {"dtype": torch.int32})
+    whole.meta["val"] = None
+    return whole
+
+
 def _hint(size: Any) -> int:
     return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
 
@@ -244,4 +253,5 @@ CHANGES: dict[Any, Change] = {
 CHANGES_WHERE_DYNAMIC: dict[Any, Change] = {
     aten.group_norm.default: _expand_group_norm,
     aten.upsample_nearest2d.vec: _double,
+    operator.floordiv: _floor_division,
 }
