@@ -6,7 +6,7 @@ import datetime
 import gc
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def add(
     stays as it was. Raises InputError for a model that does not answer as the bundle's did, and what `export` raises.
     """
     wanted = request(to, dtype, height, width, batch, static, options, progress)
-    old = Bundle.open(bundle)
+    old = Bundle.open(Path(bundle).resolve())
     _refuse_present(old, wanted, overwrite)
     with atomic_folder(old.path, overwrite=True) as folder:
         checkpoint = _checkpoint(old, model, revision, config, allow_pickle)
@@ -80,7 +80,8 @@ def add(
         pictures = compare_pictures(folder, manifest, reference, wanted)
         manifest = msgspec.structs.replace(manifest, parity={**manifest.parity, **pictures})
         save_manifest(folder, manifest)
-    return old.path
+        Bundle.open(folder)  # the old bundle goes only when the new one can be trusted
+    return Path(bundle)
 
 
 def _checkpoint(
@@ -115,17 +116,26 @@ def _require_same(old: Bundle, components: list[Component]) -> None:
     for component in components:
         data = old.component(component.role).parity_data
         for inputs, outputs in load_calls(old.file(data)) if data else ():
-            answers = component.run({name: torch.from_numpy(array) for name, array in inputs.items()})
-            far = max(compare(array, answers[name].numpy()).rel_l2 for name, array in outputs.items())
+            try:
+                answers = component.run({name: torch.from_numpy(array) for name, array in inputs.items()})
+                far = max(compare(array, answers[name].numpy()).rel_l2 for name, array in outputs.items())
+            except (RuntimeError, KeyError, TypeError, ValueError) as error:  # whatever other shapes and names lead to
+                raise _another(old, f"{component.role} cannot answer a stored call ({error})") from error
             if not far <= SAME:
-                raise InputError(
-                    f"this is not the model that {old.path} was made from: {component.role} answers a stored call "
-                    f"{far:.1e} (relative L2) from what it answered then; name the right one with --model (model=…)"
+                raise _another(
+                    old, f"{component.role} answers a stored call {far:.1e} (relative L2) from what it answered then"
                 )
 
 
+def _another(old: Bundle, how: str) -> InputError:
+    return InputError(
+        f"this is not the model that {old.path} was made from: {how}; name the right one with --model (model=…)"
+    )
+
+
 def _link(old: Bundle, folder: Path, replaced: Sequence[str]) -> Manifest:
-    """Everything of the old bundle in the new folder but the graphs of these targets; the manifest of what is kept."""
+    """Everything of the old bundle in the new folder but the graphs of these targets; the manifest of the graphs that are
+    kept, with their files."""
     entries = {
         role: msgspec.structs.replace(entry, graphs=tuple(g for g in entry.graphs if g.engine not in replaced))
         for role, entry in old.manifest.components.items()
@@ -135,16 +145,41 @@ def _link(old: Bundle, folder: Path, replaced: Sequence[str]) -> Manifest:
     files = {name: entry for name, entry in old.manifest.files.items() if name in still or name not in graphs}
     for name in files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(old.file(name), folder / name)
-        except OSError:  # a file system without hard links
+        # what no graph owns is copied: a target may write it again, and through a link it would write the old bundle's
+        if name not in still or not _linked(old.file(name), folder / name):
             shutil.copyfile(old.file(name), folder / name)
+    _copy_hidden(old.path, folder)
     parity = {name: picture for name, picture in old.manifest.parity.items() if name not in replaced}
+    files = {name: entry for name, entry in files.items() if name in still}
     return msgspec.structs.replace(old.manifest, components=entries, files=files, parity=parity)
+
+
+def _linked(source: Path, place: Path) -> bool:
+    try:
+        os.link(source, place)
+    except OSError:  # a file system without hard links
+        return False
+    return True
+
+
+def _copy_hidden(old: Path, folder: Path) -> None:
+    """What is the user's own, such as a `.git`: no manifest lists it."""
+    for file in old.rglob("*"):
+        name = file.relative_to(old)
+        if any(part.startswith(".") for part in name.parts) and (file.is_symlink() or not file.is_dir()):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, folder / name, follow_symlinks=False)
 
 
 def _parity_data(old: Bundle) -> dict[str, str]:
     return {role: entry.parity_data for role, entry in old.manifest.components.items() if entry.parity_data}
+
+
+def _listed(folder: Path) -> Iterator[tuple[str, Path]]:
+    for file in sorted(folder.rglob("*")):
+        name = file.relative_to(folder)
+        if file.is_file() and not any(part.startswith(".") for part in name.parts):
+            yield name.as_posix(), file
 
 
 def _merged(
@@ -160,7 +195,7 @@ def _merged(
         role: msgspec.structs.replace(entry, graphs=(*entry.graphs, *entries[role].graphs))
         for role, entry in kept.components.items()
     }
-    found = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    found = dict(_listed(folder))
     files = {name: kept.files.get(name) or describe_file(file) for name, file in found.items()}
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     addition = Addition(targets=tuple(wanted.targets), created=created, command=command, versions=versions())

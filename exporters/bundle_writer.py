@@ -16,10 +16,11 @@ from ingot.runtimes import manifest as manifests
 from ingot.runtimes.bundle import describe_file
 from ingot.runtimes.errors import ExportError
 from ingot.runtimes.manifest import ComponentEntry, Graph, Manifest, Provenance
-from ingot.runtimes.parity_data import save_calls
+from ingot.runtimes.parity_data import load_calls, save_calls
+from ingot.runtimes.signature import Signature
 
 from .checkpoint import Checkpoint
-from .component import Component
+from .component import Call, Component
 
 PARITY_CALLS = 2  # per component: the first of each recording; more would only make the bundle larger
 _PACKAGES = (
@@ -42,13 +43,23 @@ def write_parity_data(component: Component, folder: Path) -> str:
         tuple(sorted((name, tuple(t.shape)) for name, t in call.inputs.items())): call
         for call in reversed(component.calls)
     }
-    calls = [
-        ({name: t.numpy() for name, t in call.inputs.items()}, {name: t.numpy() for name, t in call.outputs.items()})
-        for call in list(halves.values())[:PARITY_CALLS]
-    ]
+    calls = [_arrays(call) for call in list(halves.values())[:PARITY_CALLS]]
     name = f"parity/{component.role}.npz"
     save_calls(folder / name, calls)
     return name
+
+
+def require_parity_data(component: Component, file: Path, signature: Signature) -> None:
+    """See that the stored calls have one that a graph takes: one added to a bundle may have another fixed size."""
+    stored = load_calls(file)
+    if any(signature.admits(inputs) for inputs, _ in stored):
+        return
+    new = next(call for call in component.calls if signature.admits(call.inputs))
+    save_calls(file, [*stored, _arrays(new)])
+
+
+def _arrays(call: Call) -> tuple[dict[str, Any], dict[str, Any]]:
+    return {n: t.numpy() for n, t in call.inputs.items()}, {n: t.numpy() for n, t in call.outputs.items()}
 
 
 def component_entry(component: Component, graphs: tuple[Graph, ...], parity_data: str) -> ComponentEntry:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ingot.runtimes.manifest import ComponentEntry, Graph
 
 from . import parity
-from .bundle_writer import component_entry, write_parity_data
+from .bundle_writer import component_entry, require_parity_data, write_parity_data
 from .component import Component
 from .estimate import readable
 from .graph_file import GraphFile
@@ -38,6 +38,7 @@ def cast_components(
                 bar.set_description(f"{component.role} to {name}")
                 files[name][component.role] = written = _write(component, name, folder, wanted, bar)
                 graphs.append(certified(component, name, written, folder, bar))
+                require_parity_data(component, folder / data, written.signature)
                 bar.update()
             component.traces.clear()
             entries[component.role] = component_entry(component, tuple(graphs), data)
@@ -61,10 +62,11 @@ def certified(component: Component, name: str, written: GraphFile, folder: Path,
     lower = "".join(
         f", computed in {dtype} {one.rel_l2:.1e} (limit {one.limit:.0e})" for dtype, one in computed.items()
     )
-    bar.write(
-        f"{component.role} on {name}: {written.dtype}, {readable(size)}, relative L2 {certificate.rel_l2:.1e} "
-        f"(limit {certificate.limit:.0e}){lower}"
-    )
+    if not bar.disable:
+        bar.write(
+            f"{component.role} on {name}: {written.dtype}, {readable(size)}, relative L2 {certificate.rel_l2:.1e} "
+            f"(limit {certificate.limit:.0e}){lower}"
+        )
     return Graph(
         engine=name, precision=written.dtype, files=names, signature=written.signature, nodes=written.node_count,
         parity=certificate, options=written.stored, computed=computed,

@@ -9,6 +9,7 @@ packages are laid out with a script beside them that compiles them in place.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ingot.runtimes.bundle import Bundle
-from ingot.runtimes.engines._coreml import stored_packages
+from ingot.runtimes.engines._coreml import require_names, stored_packages
 from ingot.runtimes.errors import ExportError, InputError
 
 from .atomic import atomic_folder
@@ -39,8 +40,8 @@ class Resources:
 def resources(bundle_folder: str | Path, output: str | Path, *, overwrite: bool = False) -> Resources:
     """Write the Resources folder of a bundle, compiled where `xcrun` is, and return what is left to do.
 
-    Raises InputError for a bundle without Core ML graphs or an output that is there already, ExportError when the compiler
-    fails.
+    Raises InputError for a bundle without Core ML graphs or an output that is there already, EngineError for packages with
+    names that a bundle's have not, ExportError when the compiler fails.
     """
     bundle = Bundle.open(bundle_folder)
     packages = list(_packages(bundle))
@@ -75,7 +76,9 @@ def _packages(bundle: Bundle) -> Iterator[Path]:
         raise InputError(
             f"{bundle.path} has no Core ML graphs, it has {', '.join(engines)}: `ingot add {bundle.path} --to coreml` adds them"
         )
-    yield from sorted((bundle.path / SAFETY_CHECKER).glob("*.mlpackage"))
+    more = sorted((bundle.path / SAFETY_CHECKER).glob("*.mlpackage"))
+    require_names(package.name for package in more)
+    yield from more
 
 
 def _vocabulary(bundle: Bundle) -> list[Path]:
@@ -102,9 +105,10 @@ def _write_script(folder: Path) -> None:
         "set -e",
         'cd "$(dirname "$0")"',
     ]
-    for package in sorted(folder.rglob("*.mlpackage")):
-        name = package.relative_to(folder).as_posix()
-        lines += [f"xcrun coremlcompiler compile {name} {Path(name).parent.as_posix()}", f"rm -r {name}"]
+    for package in sorted([*folder.glob("*.mlpackage"), *(folder / CONTROLNETS).glob("*.mlpackage")]):
+        name = package.relative_to(folder)
+        quoted, place = shlex.quote(name.as_posix()), shlex.quote(name.parent.as_posix())
+        lines += [f"xcrun coremlcompiler compile {quoted} {place}", f"rm -r -- {quoted}"]
     script = folder / SCRIPT
     script.write_text("\n".join(lines) + "\n")
     script.chmod(0o755)

@@ -55,7 +55,7 @@ def export(
     toolchain or a disk that cannot, ParityError for a graph that computes something else.
     """
     wanted = request(to, dtype, height, width, batch, static, options, progress)
-    final = Path(output)
+    final = Path(output).resolve()
     with atomic_folder(final, overwrite=overwrite) as folder:
         checkpoint = load(model, revision=revision, allow_pickle=allow_pickle, config=config)
         wanted = prepare(checkpoint, wanted, final)
@@ -64,7 +64,7 @@ def export(
         gc.collect()
         manifest = msgspec.structs.replace(manifest, parity=compare_pictures(folder, manifest, reference, wanted))
         save_manifest(folder, manifest)  # last, so that an unfinished folder does not open
-    return final
+    return Path(output)
 
 
 def prepare(checkpoint: Checkpoint, wanted: Request, final: Path) -> Request:

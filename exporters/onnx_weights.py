@@ -128,7 +128,8 @@ def _alike(models: dict[Path, ir.Model]) -> list[list[tuple[Path, ir.Value]]]:
 
 def _write_shared(groups: list[list[ir.Value]], graphs: list[Path]) -> tuple[Path, ...]:
     folders = sorted({path.parent for path in graphs})
-    files = tuple(folder / SHARED_FILE for folder in folders)
+    name = _free_name(folders)
+    files = tuple(folder / name for folder in folders)
     _move([group[0] for group in groups], files[0], None)
     for group in groups:
         for value in group[1:]:
@@ -140,6 +141,13 @@ def _write_shared(groups: list[list[ir.Value]], graphs: list[Path]) -> tuple[Pat
         except OSError:
             shutil.copyfile(files[0], file)
     return files
+
+
+def _free_name(folders: list[Path]) -> str:
+    """A name that none of the folders has: graphs that were there before may read the one that it has."""
+    stem, suffix = SHARED_FILE.split(".")
+    names = (SHARED_FILE, *(f"{stem}-{number}.{suffix}" for number in range(2, 1000)))
+    return next(name for name in names if not any((folder / name).exists() for folder in folders))
 
 
 def _rewrite(model: ir.Model, path: Path, moved: set[int]) -> None:

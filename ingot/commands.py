@@ -16,7 +16,7 @@ from ingot import __version__
 from ingot.runtimes import engines
 from ingot.runtimes.bundle import Bundle
 from ingot.runtimes.engines import Engine
-from ingot.runtimes.errors import EngineError, InputError
+from ingot.runtimes.errors import EngineError, ExportError, InputError
 from ingot.runtimes.images import grid
 from ingot.runtimes.load import load
 from ingot.runtimes.manifest import Certificate, Graph, ImageParity
@@ -45,7 +45,8 @@ def _casting(options: argparse.Namespace) -> dict[str, Any]:
     for target, name, value in options.options:
         of_targets.setdefault(target, {})[name] = value
     return {
-        "to": options.to.split(","), "dtype": options.dtype, "height": height, "width": width, "batch": options.batch,
+        "to": [name.strip() for name in options.to.split(",")],
+        "dtype": options.dtype, "height": height, "width": width, "batch": options.batch,
         "static": options.static, "options": of_targets, "revision": options.revision, "config": options.config,
         "allow_pickle": options.allow_pickle, "overwrite": options.overwrite, "command": " ".join(["ingot", *sys.argv[1:]]),
     }  # fmt: skip
@@ -53,8 +54,10 @@ def _casting(options: argparse.Namespace) -> dict[str, Any]:
 
 def resources(options: argparse.Namespace) -> None:
     """`ingot resources`."""
-    from ingot.exporters.coreml_resources import resources as lay_out
-
+    try:
+        from ingot.exporters.coreml_resources import resources as lay_out
+    except ModuleNotFoundError as error:
+        raise ExportError(f"this needs {error.name}: pip install 'ingot[export,coreml]'") from error
     written = lay_out(options.bundle, options.output, overwrite=options.overwrite)
     print(f"wrote {written.folder}")
     for note in written.notes:

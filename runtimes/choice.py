@@ -131,7 +131,9 @@ def _plausible(device: str) -> bool:
 
 def _same(device: str, place: str) -> bool:
     """`cuda:1` is a `cuda`, `gpu.0` a `gpu`."""
-    return device.lower().replace(".", ":").partition(":")[0] == place
+    device = device.lower()
+    heads = [name.replace(".", ":").partition(":")[0] for name in (device, place)]
+    return device == place or (device in heads and heads[0] == heads[1]) or heads[0] == place
 
 
 def _held(bundle: Bundle) -> str:

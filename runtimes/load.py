@@ -56,19 +56,25 @@ def build(
     manifest = bundle.manifest
     family = pipeline_class(manifest.pipeline)
     wanted = [role for role in family.roles if role in manifest.components] or list(manifest.components)
+    if engine is None and "providers" in options:
+        engine = "onnx"  # only ONNX Runtime has them
     if open_graph is None:
         chosen = choose(bundle, wanted, engine, device, precision)
         _log.info("%s: %s", bundle.path, chosen)
         engine = chosen.engine
-        if chosen.device is not None and not {"providers", "session_options"} & set(options):
+        if chosen.device is not None and (device is not None or "providers" not in options):
             options["device"] = chosen.device
     graphs = {role: bundle.graph(role, engine, precision) for role in wanted}
     if hashes:
         bundle.require([*(file for graph in graphs.values() for file in graph.files), *manifest.tokenizers.values()])
-    engines = {
-        role: open_graph(bundle, graph) if open_graph else open_engine(bundle, graph, **options)
-        for role, graph in graphs.items()
-    }
+    engines: dict[str, Engine] = {}
+    try:
+        for role, graph in graphs.items():
+            engines[role] = open_graph(bundle, graph) if open_graph else open_engine(bundle, graph, **options)
+    except BaseException:
+        for opened in engines.values():
+            opened.close()
+        raise
     tokenizers = {role: Tokenizer(bundle.file(file)) for role, file in manifest.tokenizers.items()}
     configs = {role: entry.config for role, entry in manifest.components.items()}
     try:

@@ -29,6 +29,14 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
+    def admits(self, inputs: Mapping[str, Any]) -> bool:
+        """Whether inputs have the numbers that the shapes fix; by their `.shape` alone."""
+        return all(
+            isinstance(dim, str) or dim == size
+            for spec in self.inputs
+            for dim, size in zip(spec.shape, inputs[spec.name].shape, strict=True)
+        )
+
     def check(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Hold arrays against the inputs. Raises InputError listing every mismatch: names, dtypes, ranks, fixed and
         equally named dimensions."""

@@ -9,11 +9,11 @@ from typing import Any
 
 from .bundle import Bundle
 from .engines import Engine, engine
-from .errors import BundleError, EngineError
+from .errors import BundleError, EngineError, ExportError, InputError
 from .load import open_engine
 from .manifest import Graph
 from .metrics import compare
-from .parity_data import load_calls
+from .parity_data import Call, load_calls
 
 Open = Callable[[Bundle, Graph], Engine]
 
@@ -49,16 +49,31 @@ def _run(
     absent = _absent(graph.engine)
     if absent and open_graph is None:
         return f"{name}: not run: {absent}"
-    opened = open_graph(bundle, graph) if absent and open_graph else open_exactly(bundle, graph, **options)
+    try:
+        opened = open_graph(bundle, graph) if absent and open_graph else open_exactly(bundle, graph, **options)
+    except (ExportError, InputError, EngineError) as error:
+        if absent is None:
+            raise
+        return f"{name}: not run: {absent}; {error}"  # nor is there what exporting would run it with
+    try:
+        return _compared(name, graph, opened, load_calls(bundle.file(data)))
+    finally:
+        opened.close()
+
+
+def _compared(name: str, graph: Graph, opened: Engine, calls: list[Call]) -> str:
+    """Run a graph on the stored calls that it takes. Raises BundleError beyond the limit of its certificate."""
+    assert graph.parity is not None
     worst, compared = 0.0, 0
-    for inputs, outputs in load_calls(bundle.file(data)):
-        if not _takes(graph, inputs):
+    for inputs, outputs in calls:
+        if not graph.signature.admits(inputs):
             continue  # a static graph takes the sizes of the first recording only
         found = opened.run({spec.name: inputs[spec.name] for spec in graph.signature.inputs})
         worst = max(worst, *(compare(outputs[output], array).rel_l2 for output, array in found.items()))
         compared += 1
-    opened.close()
-    if not compared or worst > graph.parity.limit:
+    if not compared:
+        raise BundleError(f"{name}: no stored call has the size that it takes; export it again")
+    if worst > graph.parity.limit:
         raise BundleError(
             f"{name}: relative L2 {worst:.2e} over {compared} calls; the limit is {graph.parity.limit:.0e}"
         )
@@ -69,7 +84,7 @@ def _absent(name: str) -> str | None:
     """Why this machine cannot run an engine at all; None when it can."""
     try:
         return None if engine(name).devices() else f"the engine {name} has no device here"
-    except EngineError as error:
+    except (EngineError, InputError) as error:  # not installed, or not known to this Ingot
         return str(error)
 
 
@@ -78,11 +93,3 @@ def open_exactly(bundle: Bundle, graph: Graph, **options: Any) -> Engine:
     module = engine(graph.engine)
     known = inspect.signature(module.open_graph).parameters
     return open_engine(bundle, graph, **{**module.PARITY_OPTIONS, **{k: v for k, v in options.items() if k in known}})
-
-
-def _takes(graph: Graph, inputs: dict[str, Any]) -> bool:
-    return all(
-        isinstance(dim, str) or dim == got
-        for spec in graph.signature.inputs
-        for dim, got in zip(spec.shape, inputs[spec.name].shape, strict=True)
-    )

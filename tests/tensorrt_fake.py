@@ -303,7 +303,7 @@ class IExecutionContext:
         return (-1,) if "get_tensor_shape" in self._trt.settings.get("refuse", ()) else self.found[name].shape
 
     def update_device_memory_size_for_shapes(self) -> int:
-        return 16 * sum(math.prod(shape) for shape in self.shapes.values())
+        return int(self._trt.settings.get("workspace", 16)) * sum(math.prod(shape) for shape in self.shapes.values())
 
     def set_device_memory(self, memory: int, size: int) -> None:
         assert size >= self.update_device_memory_size_for_shapes()

@@ -28,10 +28,17 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {f.relative_to(folder).as_posix(): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
-def test_the_new_engine_runs_and_the_old_one_is_as_it_was(bundle: Path) -> None:
-    before = contents(bundle)
-    old = Bundle.open(bundle).manifest
-    assert main(["add", str(bundle), "--to", "openvino", "--dtype", "float32"]) == 0
+@pytest.fixture(scope="module")
+def grown(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle with OpenVINO added."""
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("grown") / "bundle"))
+    assert main(["add", str(folder), "--to", "openvino", "--dtype", "float32"]) == 0
+    return folder
+
+
+def test_the_new_engine_runs_and_the_old_one_is_as_it_was(tiny_bundle: Path, grown: Path) -> None:
+    before, bundle = contents(tiny_bundle), grown
+    old = Bundle.open(tiny_bundle).manifest
     manifest = Bundle.open(bundle).manifest
     assert {name: data for name, data in contents(bundle).items() if name in before and name != "ingot.json"} == {
         name: data for name, data in before.items() if name != "ingot.json"
@@ -61,12 +68,62 @@ def test_a_target_that_is_there_is_refused_and_replaced_when_asked(bundle: Path)
     ingot.load(bundle)("a cat", num_inference_steps=1, height=64, width=64, progress=False)
 
 
+def test_files_of_no_graph_are_written_anew_and_the_users_own_are_kept(grown: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(grown, tmp_path / "bundle"))
+    (bundle / ".git").mkdir()
+    (bundle / ".git" / "HEAD").write_text("ref: refs/heads/main")
+    ingot.add(bundle, to="openvino", overwrite=True, progress=False)
+    assert "tokenizer/openvino_tokenizer.xml" in Bundle.open(bundle).manifest.files
+    assert [g.precision for g in Bundle.open(bundle).manifest.components["unet"].graphs] == ["float32", "float16"]
+    assert (bundle / ".git" / "HEAD").read_text() == "ref: refs/heads/main"
+
+
+def test_a_static_graph_brings_a_call_of_its_size(bundle: Path) -> None:
+    ingot.add(bundle, to="openvino", height=64, width=96, static=True, progress=False)
+    lines = ingot.verify(bundle, deep=True)
+    assert sum("relative L2" in line for line in lines) == 2 * len(Bundle.open(bundle).manifest.components)
+
+
+def test_weights_shared_later_leave_those_shared_before(tmp_path: Path) -> None:
+    import onnx_ir as ir
+    import onnxruntime
+
+    from ingot.exporters.onnx_weights import share_weights
+
+    def write(name: str, value: float) -> list[Path]:
+        files = []
+        for role in ("a", "b"):
+            (tmp_path / role).mkdir(exist_ok=True)
+            weight = ir.tensor(np.full((64, 64), value, np.float32), name="w")
+            x = ir.Input("x", shape=ir.Shape((1, 64)), type=ir.TensorType(ir.DataType.FLOAT))
+            w = ir.Value(name="w", const_value=weight, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape((64, 64)))
+            y = ir.node("MatMul", [x, w])
+            y.outputs[0].name = "y"
+            y.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+            graph = ir.Graph([x], [y.outputs[0]], nodes=[y], initializers=[w], opset_imports={"": 20}, name="g")
+            ir.save(ir.Model(graph, ir_version=10), tmp_path / role / name)
+            files.append(tmp_path / role / name)
+        return files
+
+    def run(file: Path) -> float:
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        return float(session.run(None, {"x": np.ones((1, 64), np.float32)})[0][0, 0])
+
+    first = write("model.onnx", 1.0)
+    assert share_weights(first).files
+    second = write("tensorrt.onnx", 5.0)
+    assert share_weights(second).files
+    assert [run(file) for file in (*first, *second)] == [64.0, 64.0, 320.0, 320.0]
+
+
 def test_another_model_is_refused_and_the_bundle_left_alone(bundle: Path, tiny_sd: Any, tmp_path: Path) -> None:
     other = StableDiffusionPipeline.from_pretrained(tiny_sd.folder)
     with torch.no_grad():
         other.unet.conv_out.weight.mul_(1.001)
     before = contents(bundle)
-    with pytest.raises(InputError, match=r"not the model that .* was made from: unet answers a stored call"):
+    with pytest.raises(
+        InputError, match=r"not the model that .* was made from: unet answers a stored call .* \(relative L2\)"
+    ):
         ingot.add(bundle, to="openvino", model=other, progress=False)
     assert contents(bundle) == before
     assert [item.name for item in tmp_path.iterdir()] == ["bundle"]
@@ -111,6 +168,7 @@ def test_options_are_checked_before_anything_is_read(tmp_path: Path, capsys: pyt
         ("onnx.wonder=1", "unknown option for the target onnx 'wonder'; available: external_bytes, opset"),
         ("openvino.source=onnx", "options are given for openvino, which is not among the targets onnx"),
         ("onx.opset=1", "unknown target 'onx'; available:"),
+        ("onnx.opset=abc", "option of the target onnx: opset='abc': Expected `int`, got `str`"),
     ):
         assert main([*base, "--set", given]) == 1
         assert message in capsys.readouterr().err

@@ -12,7 +12,7 @@ import pytest
 
 import ingot
 from ingot import Bundle, EngineError, InputError
-from ingot.runtimes import choice
+from ingot.runtimes import choice, engines
 from ingot.runtimes.choice import choose
 
 ROLES = ("text_encoder", "unet", "vae_decoder")
@@ -85,9 +85,15 @@ def test_a_named_engine_is_taken_on_its_best_device(tiny_bundle: Path, machine: 
 
 
 def test_a_named_device_finds_its_engine(tiny_bundle: Path, machine: dict[str, list[str]]) -> None:
-    machine.update(onnx=["cuda", "cpu"], torch=["cuda", "cpu"], openvino=["gpu", "npu", "cpu"])
+    machine.update(onnx=["cuda", "cpu"], torch=["cuda", "cpu"], openvino=["gpu.0", "gpu.1", "npu", "cpu"])
     bundle = bundle_of(tiny_bundle, "torch", "onnx", "openvino")
-    for device, expected in (("cpu", "openvino"), ("cuda:1", "onnx"), ("npu", "openvino"), ("gpu.0", "openvino")):
+    for device, expected in (
+        ("cpu", "openvino"),
+        ("cuda:1", "onnx"),
+        ("npu", "openvino"),
+        ("gpu.1", "openvino"),
+        ("gpu", "openvino"),
+    ):
         chosen = choose(bundle, ROLES, device=device)
         assert (chosen.engine, chosen.device) == (expected, device)
 
@@ -126,3 +132,24 @@ def test_load_says_what_it_picked(tiny_bundle: Path, caplog: pytest.LogCaptureFi
 def test_an_option_that_the_engine_lacks_is_answered_with_those_it_has(tiny_bundle: Path) -> None:
     with pytest.raises(InputError, match=r"unknown option for the engine onnx 'thread'; available: .*threads"):
         ingot.load(tiny_bundle, thread=2)
+
+
+def test_a_device_that_is_named_is_not_lost_beside_other_options(tiny_bundle: Path) -> None:
+    import onnxruntime
+
+    with pytest.raises(InputError, match="unknown device 'abacus'"):
+        ingot.load(tiny_bundle, device="abacus", session_options=onnxruntime.SessionOptions())
+
+
+def test_an_option_of_the_wrong_kind_is_refused(tiny_bundle: Path) -> None:
+    with pytest.raises(InputError, match=r"option of the engine onnx: threads='2': Expected `int \| null`, got `str`"):
+        ingot.load(tiny_bundle, threads="2")
+
+
+def test_a_toolchain_that_does_not_load_is_an_error_of_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: str) -> Any:
+        raise ImportError("libopenvino.so: cannot open shared object file")
+
+    monkeypatch.setattr("ingot.runtimes.engines.importlib.import_module", broken)
+    with pytest.raises(EngineError, match=r"openvino is installed but cannot be loaded: libopenvino\.so"):
+        engines.engine("openvino")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from coremltools.converters.mil.frontend.milproto.load import load
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel, UNet2DModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from transformers import CLIPConfig
 
@@ -25,17 +25,19 @@ from ingot.exporters import parity
 from ingot.exporters.capture import capture
 from ingot.exporters.component import Component
 from ingot.exporters.coreml_chunks import WEIGHTS, find_cut, split_package
-from ingot.exporters.coreml_resources import resources
+from ingot.exporters.coreml_resources import SCRIPT, _write_script, resources
 from ingot.exporters.coreml_safety import safety_component
 from ingot.exporters.graph_file import GraphFile
 from ingot.exporters.mil import open_package
 from ingot.exporters.targets import coreml as target
 from ingot.runtimes.bundle import Bundle
 from ingot.runtimes.engines import coreml as engine
-from ingot.runtimes.errors import ExportError, InputError
+from ingot.runtimes.errors import EngineError, ExportError, InputError
+from ingot.runtimes.manifest import FILE_NAME
 from ingot.runtimes.metrics import compare
 
 from .test_onnx_target import random_inputs
+from .tiny import UNET
 
 # Relative L2. In float32 the evaluator adds in another order than torch: 1e-6 measured, up to 7e-6 in Shapes. In half
 # precision, every value rounded: 0.8e-3 to 2e-3 measured on these models.
@@ -158,6 +160,27 @@ def test_a_range_of_sizes_holds_for_those_that_no_recording_had(exported: Export
             assert compare(tensor.numpy(), found[output]).rel_l2 < limit, output
 
 
+def test_attention_two_halvings_down_holds_for_a_range_of_sizes(tiny_sd: Any, tmp_path: Path) -> None:
+    """The sizes there are quotients, of which coremltools 9.0 makes floats that its slices and reshapes do not take."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(**UNET | {
+        "block_out_channels": (32, 64, 64),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("UpBlock2D",) * 3,
+        "mid_block_type": None,
+    })  # fmt: skip
+    pipe = StableDiffusionPipeline(**tiny_sd.pipe.components | {"unet": unet}, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    component = next(part for part in capture(pipe) if part.role == "unet")
+    graph = target.export(component, tmp_path / "unet", dtype="float32")
+    assert not graph.static
+    inputs = random_inputs(component, batch=3, height=36, width=52)  # odd sizes of latents at the lower levels
+    found = opened(graph).run({key: value.numpy() for key, value in inputs.items()})
+    for output, tensor in component.run(inputs).items():
+        # relative L2, ten times Shapes' limit: twice the depth
+        assert compare(tensor.numpy(), found[output]).rel_l2 < 1e-4, output
+
+
 def test_phases_stay_exact_in_half_precision(exported: Export) -> None:
     """Half precision holds 946.42 radians to 0.25: 4.0e-3 was measured with the phases in it, 1.7e-3 with them kept out."""
     component, graph = exported("ddpm", "unet", dtype="float16")
@@ -274,11 +297,51 @@ def test_the_resources_folder(shapes_bundle: Path, tmp_path: Path, monkeypatch: 
     script = (made.folder / "compile.sh").read_text()
     assert [line for line in script.splitlines() if "Unet" in line] == [
         "xcrun coremlcompiler compile Unet.mlpackage .",
-        "rm -r Unet.mlpackage",
+        "rm -r -- Unet.mlpackage",
     ]
     assert open_package(made.folder / "Unet.mlpackage").operations
     with pytest.raises(InputError, match="exists"):
         resources(shapes_bundle, tmp_path / "Resources")
+
+
+EVIL = "$(touch stolen); touch stolen;'.mlpackage"
+
+
+def test_the_script_runs_nothing_that_a_name_says(tmp_path: Path) -> None:
+    made, programs = tmp_path / "made", tmp_path / "programs"
+    for package in (made / EVIL, made / "controlnet" / EVIL, made / "Unet.mlpackage" / EVIL):
+        package.mkdir(parents=True)
+    programs.mkdir()
+    (programs / "xcrun").write_text('#!/bin/sh\nprintf "%s|" "$@"\n')
+    (programs / "xcrun").chmod(0o755)
+    _write_script(made)
+    done = subprocess.run(
+        ["/bin/sh", str(made / SCRIPT)], env={"PATH": f"{programs}:/usr/bin:/bin"}, capture_output=True, text=True, check=True
+    )  # fmt: skip
+    packages = (("Unet.mlpackage", "."), (EVIL, "."), (f"controlnet/{EVIL}", "controlnet"))
+    expected = sorted(f"coremlcompiler|compile|{name}|{place}|" for name, place in packages)
+    assert sorted(f"coremlcompiler|{one}" for one in done.stdout.split("coremlcompiler|")[1:]) == expected
+    assert sorted(path.name for path in made.rglob("*")) == [SCRIPT, "controlnet"]
+
+
+@pytest.mark.parametrize("name", ["../../../outside.mlpackage", "/etc", EVIL])
+def test_resources_copy_nothing_from_outside_of_a_bundle(shapes_bundle: Path, tmp_path: Path, name: str) -> None:
+    bundle = shutil.copytree(shapes_bundle, tmp_path / "bundle")
+    manifest = bundle / FILE_NAME
+    changed = json.loads(manifest.read_text())
+    for entry in changed["components"].values():
+        entry["graphs"][0]["options"]["packages"] = [name]
+    manifest.write_text(json.dumps(changed))
+    with pytest.raises(EngineError, match="no name of a Core ML package in a bundle"):
+        resources(bundle, tmp_path / "Resources")
+    assert not (tmp_path / "Resources").exists()
+
+
+def test_the_safety_checkers_package_has_a_packages_name(shapes_bundle: Path, tmp_path: Path) -> None:
+    bundle = shutil.copytree(shapes_bundle, tmp_path / "bundle")
+    (bundle / "safety_checker" / EVIL).mkdir(parents=True)
+    with pytest.raises(EngineError, match="no name of a Core ML package in a bundle"):
+        resources(bundle, tmp_path / "Resources")
 
 
 COMPILER = """#!/bin/sh

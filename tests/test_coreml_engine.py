@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import shutil
 import sys
 import threading
@@ -16,10 +18,10 @@ from ingot.exporters.capture import capture
 from ingot.exporters.component import Component
 from ingot.exporters.coreml_chunks import split_package
 from ingot.exporters.graph_file import GraphFile
-from ingot.exporters.mil import open_package
+from ingot.exporters.mil import open_package, package
 from ingot.exporters.targets import coreml as target
 from ingot.runtimes.engines import coreml as engine
-from ingot.runtimes.engines._coreml import Feature
+from ingot.runtimes.engines._coreml import Feature, stored_packages
 from ingot.runtimes.errors import EngineError, InputError
 from ingot.runtimes.metrics import compare
 from ingot.runtimes.signature import Signature, TensorSpec
@@ -177,6 +179,43 @@ def test_a_package_that_is_another_one_is_refused(encoder: tuple[Component, Grap
         engine.open_graph(
             broken / "Manifest.json", graph.signature, stored={**graph.stored, "packages": ["First.mlpackage"]}
         )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/etc", "/etc/Unet.mlpackage", "../../../outside.mlpackage", "..", ".mlpackage", ".hidden.mlpackage", "",
+        "Unet.mlpackage/../..", "sub/Unet.mlpackage", "sub\\Unet.mlpackage", "Unet.mlpackage\n", "-r.mlpackage",
+        "Unet", "Unet.mlmodelc", "a b.mlpackage", "$(id).mlpackage", "Ünet.mlpackage", "Un.et.mlpackage",
+    ],
+)  # fmt: skip
+def test_a_package_lies_beside_the_others_or_nowhere(encoder: tuple[Component, GraphFile], name: str) -> None:
+    _, graph = encoder
+    stored = {**graph.stored, "packages": ["First.mlpackage", name]}
+    for opening in (
+        lambda: engine.open_graph(graph.path, graph.signature, stored=stored),
+        lambda: target.open_for_parity(graph.path, graph.signature, stored),
+    ):
+        with pytest.raises(EngineError) as caught:
+            opening()
+        assert str(caught.value).startswith(f"{name!r}: no name of a Core ML package in a bundle")
+
+
+def test_a_graph_has_packages(encoder: tuple[Component, GraphFile]) -> None:
+    _, graph = encoder
+    assert stored_packages({**graph.stored, "packages": ["Unet_2-a.mlpackage"]}).packages == ("Unet_2-a.mlpackage",)
+    with pytest.raises(EngineError, match="they name no packages"):
+        engine.open_graph(graph.path, graph.signature, stored={**graph.stored, "packages": []})
+
+
+def test_the_evaluator_alone_warns_of_nothing() -> None:
+    """coremltools says eight times, while it is imported, that Apple's libraries are not here: the filter comes first."""
+    tree = ast.parse(inspect.getsource(package))
+    imported = [
+        f"{node.module}.{name.name}" for node in tree.body if isinstance(node, ast.ImportFrom) for name in node.names
+    ]
+    toolchain = next(index for index, name in enumerate(imported) if name.startswith("coremltools"))
+    assert imported.index("ingot.runtimes.engines._coreml_import") < toolchain
 
 
 def test_layouts() -> None:

@@ -6,6 +6,7 @@ import importlib
 import json
 import logging
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -101,6 +102,30 @@ def test_a_plan_that_cannot_be_captured_runs_without(h100: Machine, graph: Path)
     answer(must)
     with pytest.raises(EngineError, match="could not run the plan: Error Code 3: capture"):
         answer(must)
+
+
+def test_what_a_failed_capture_said_is_not_said_again(h100: Machine, graph: Path) -> None:
+    opened = h100.open(graph)
+    answer(opened)
+    log = sys.modules[f"{ENGINES}._tensorrt_build"].LOG
+    log.log(h100.trt.ILogger.Severity.ERROR, "Error Code 1: cannot be captured")
+    h100.cuda.failing["cudaStreamBeginCapture"] = Cuda.cudaError_t.cudaErrorStreamCaptureUnsupported
+    assert answer(opened) == 2.5
+    h100.trt.settings["refuse"] = ("infer_shapes",)
+    with pytest.raises(EngineError, match=r"cannot infer shapes without sample: Error Code 3: infer_shapes$"):
+        opened.run(inputs(3))
+
+
+def test_a_plan_that_needs_no_memory_to_work_in_has_an_address(h100: Machine, graph: Path) -> None:
+    h100.trt.settings["workspace"] = 0
+    assert answer(h100.open(graph)) == 2.5
+
+
+def test_a_scalar_may_be_the_first_input(h100: Machine, graph: Path) -> None:
+    turned = Signature(SIGNATURE.inputs[::-1], SIGNATURE.outputs)
+    opened = h100.engine.open_graph(graph, turned, stored={"build": BUILD})
+    assert opened.most_rows is None
+    assert answer(opened) == 2.5
 
 
 def test_outputs_are_the_callers(h100: Machine, graph: Path) -> None:
@@ -241,6 +266,48 @@ def test_build_options_reach_the_builder(h100: Machine, graph: Path, caplog: pyt
     assert "TensorRT: slow tactic" in caplog.text
     h100.open(graph)
     assert (h100.trt.built[1]["flags"], h100.trt.built[1]["level"]) == ([], 3)
+
+
+def test_a_misspelt_size_builds_nothing(h100: Machine, graph: Path) -> None:
+    with pytest.raises(InputError, match="unknown size 'heigth'; available: batch, height, width"):
+        h100.open(graph, sizes={"heigth": 512})
+    h100.open(graph, sizes={"height": 512})  # another graph's
+    assert len(h100.trt.built) == 1
+
+
+def test_the_shapes_of_a_plan_are_part_of_its_name(h100: Machine, graph: Path) -> None:
+    """The same options come to other shapes where the signature names the dimensions otherwise."""
+    h100.open(graph)
+    wider = TensorSpec("sample", "float32", ("batch", "width/4"))
+    h100.engine.open_graph(graph, Signature((wider, *SIGNATURE.inputs[1:]), SIGNATURE.outputs), stored={"build": BUILD})
+    assert [built["profile"]["sample"][2] for built in h100.trt.built] == [[4, 5], [4, 10]]
+    said = [json.loads(file.read_text())["profile"]["sample"][2] for file in h100.cache.glob("*.json")]
+    assert sorted(said) == [[4, 5], [4, 10]]
+
+
+def test_threads_that_write_one_file_leave_one_of_theirs(h100: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = sys.modules[f"{ENGINES}._tensorrt_plans"]
+    file, both = h100.cache / "x.plan", threading.Barrier(2, timeout=10)
+    honest = Path.replace
+
+    def replace(self: Path, target: Path) -> Path:
+        both.wait()  # both have written, and neither has put its file in place
+        return honest(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    contents = [b"a" * 300_000, b"b" * 200_000]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda content: plans.write(file, content), contents))
+    assert file.read_bytes() in contents
+    assert [left.name for left in h100.cache.iterdir()] == ["x.plan"]
+
+
+def test_a_file_that_cannot_be_put_in_place_leaves_nothing(h100: Machine) -> None:
+    plans = sys.modules[f"{ENGINES}._tensorrt_plans"]
+    (h100.cache / "x.plan").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"x\.plan"):
+        plans.write(h100.cache / "x.plan", b"a")
+    assert [left.name for left in h100.cache.iterdir()] == ["x.plan"]
 
 
 def test_timings_of_earlier_builds_are_used(h100: Machine, graph: Path) -> None:

@@ -63,6 +63,18 @@ def test_dimensions_become_numbers() -> None:
         options.profile(Signature((TensorSpec("x", "float32", ("frames",)),), ()), {})
 
 
+def test_a_misspelt_size_is_refused_and_another_graphs_is_not() -> None:
+    words = Signature((TensorSpec("input_ids", "int64", ("batch", 77)),), ())
+    sizes = dict.fromkeys(("batch", "height", "width", "size_77_154"), (1, 2, 3))
+    assert options.profile(words, sizes) == {"input_ids": ((1, 77), (2, 77), (3, 77))}
+    frames = Signature((TensorSpec("x", "float32", ("frames",)),), ())
+    assert options.profile(frames, {"frames": (1, 2, 3)}) == {"x": ((1,), (2,), (3,))}
+    with pytest.raises(InputError, match=r"^unknown size 'heigth'; available: batch, height, width$"):
+        options.profile(words, {"heigth": (1, 2, 3)})
+    with pytest.raises(InputError, match=r"^unknown size 'frame'; available: batch, frames, height, width$"):
+        options.profile(frames, {"frame": (1, 2, 3), "frames": (1, 2, 3)})
+
+
 def test_recorded_sizes_are_read_back_and_held() -> None:
     spec = TensorSpec("x", "float32", ("batch", "height/8", "height*width/64"))
     seen = options.seen(Signature((spec,), ()), [{"x": (2, 4, 32)}, {"x": (3, 8, 128)}])
@@ -149,6 +161,8 @@ def test_with_a_gpu_the_plan_is_built_and_held_against_the_model(
 def test_options_are_refused_before_anything_is_written(text_encoder: Any, tmp_path: Path) -> None:
     for given, message in (
         ({"sizes": {"batch": [2, 1, 1]}}, "batch"),
+        ({"sizes": {"heigth": 512}}, "unknown size 'heigth'; available: batch, height, width"),
+        ({"sizes": {"heigth": 512}, "static": True}, "unknown size 'heigth'"),
         ({"hardware_compatibility": "all"}, "hardware_compatibility='all'"),
         ({"optimization_level": "fast"}, "optimization_level='fast'"),
     ):

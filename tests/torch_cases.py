@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -70,3 +71,17 @@ def arrays(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
 def worst(expected: dict[str, Tensor], found: dict[str, np.ndarray]) -> float:
     assert list(found) == list(expected)
     return max(compare(tensor.numpy(), found[name]).rel_l2 for name, tensor in expected.items())
+
+
+def check_layouts(component: Component, graph: GraphFile) -> None:
+    """The same numbers for the same values, however NumPy lays them out, and no warning."""
+    engine, call = opened(graph), component.calls[0]
+    x, timestep = call.inputs["x"].numpy(), np.asarray(np.float32(0.5))
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    innermost = np.moveaxis(np.moveaxis(x, 1, 3).copy(), 3, 1)
+    flipped, every_second = np.flip(np.flip(x, 2).copy(), 2), np.repeat(x, 2, 3)[..., ::2]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for form in (x, frozen, flipped, innermost, every_second, np.asfortranarray(x), x.astype(np.float64)):
+            assert worst(call.outputs, engine.run({"x": form, "timestep": timestep})) < TOLERANCE

@@ -14,6 +14,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from ingot.runtimes.engines import _coreml_import  # noqa: F401 - first: without it coremltools warns eight times
+
+# isort: split
 from coremltools.proto import FeatureTypes_pb2, MIL_pb2, Model_pb2
 
 from ingot.runtimes.errors import ExportError

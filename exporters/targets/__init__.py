@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+from ingot.runtimes.engines import check_types
 from ingot.runtimes.errors import ExportError, InputError, unknown
 
 # What every target's export gets from the core, and the file's name, which other targets choose; the rest of its keywords
@@ -59,3 +60,4 @@ def check_options(options: Mapping[str, Mapping[str, Any]], targets: list[str]) 
         for option in given:
             if option not in known:
                 raise unknown(f"option for the target {name}", option, known)
+        check_types(target(name).export, given, f"option of the target {name}")

@@ -30,6 +30,7 @@ from ingot.runtimes.engines._tensorrt_options import (
     build_options,
     names,
     profile,
+    require_sizes,
     seen,
     widened,
 )
@@ -112,6 +113,7 @@ def open_for_parity(file: Path, signature: Signature, stored: Mapping[str, Any])
 def _sizes(component: Component, options: BuildOptions, static: bool) -> dict[str, Range]:
     """A range for every size that the graph's dimensions are named after."""
     signature = component.signature
+    require_sizes(signature, options.sizes)
     recorded = seen(signature, ({name: t.shape for name, t in call.inputs.items()} for call in component.calls))
     if static:
         return {}

@@ -6,14 +6,15 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_type_hints
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import EngineError, unknown
+from ..errors import EngineError, InputError, unknown
 from ..signature import Signature
 
 Arrays = dict[str, NDArray[Any]]
@@ -86,6 +87,8 @@ def engine(name: str) -> EngineModule:
         raise EngineError(
             f"the engine {name} needs {error.name}, which is not installed: pip install {what}"
         ) from error
+    except (ImportError, OSError) as error:  # a shared library that is missing or of another version
+        raise EngineError(f"the engine {name} is installed but cannot be loaded: {error}") from error
     return module
 
 
@@ -100,7 +103,23 @@ def open_with(
     for option in options:
         if option not in known:
             raise unknown(f"option for the engine {name}", option, known)
+    check_types(module.open_graph, options, f"option of the engine {name}")
     return module.open_graph(file, signature, stored=stored, **options)
+
+
+def check_types(function: Callable[..., Any], options: Mapping[str, Any], kind: str) -> None:
+    """Hold options against a function's annotations, as far as those are plain data. Raises InputError."""
+    try:
+        hints = get_type_hints(function)
+    except NameError:  # a name that only type checkers see
+        return
+    for name, value in options.items():
+        try:
+            msgspec.convert(value, hints.get(name, Any))
+        except msgspec.ValidationError as error:
+            raise InputError(f"{kind}: {name}={value!r}: {error}") from error
+        except TypeError:  # a class of an engine's own, or a path
+            continue
 
 
 def fit(signature: Signature, inputs: Mapping[str, NDArray[Any]]) -> Arrays:

@@ -6,6 +6,7 @@ coremltools: whatever runs a package goes in as a function.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,9 @@ from numpy.typing import NDArray
 from ..errors import EngineError, InputError
 from ..signature import Dim, Signature
 from . import Arrays, fit
+
+# One part of a path, which neither leaves a folder nor reads as an option, a pattern or a command.
+PACKAGE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*\.mlpackage")
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,28 @@ class Packages(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def stored_packages(stored: Mapping[str, Any]) -> Packages:
-    """What a manifest stores, read back. Raises EngineError when it is not of a Core ML graph."""
+    """What a manifest stores, read back.
+
+    Raises EngineError when it is not of a Core ML graph, or names a package as none in a bundle is named.
+    """
     try:
-        return msgspec.convert(dict(stored), Packages)
+        packages = msgspec.convert(dict(stored), Packages)
     except msgspec.ValidationError as error:
         raise EngineError(f"the manifest's options are not those of a Core ML graph: {error}") from error
+    if not packages.packages:
+        raise EngineError("the manifest's options are not those of a Core ML graph: they name no packages")
+    require_names(packages.packages)
+    return packages
+
+
+def require_names(names: Iterable[str]) -> None:
+    """Raise EngineError listing the names that are not those of packages beside each other: a manifest may hold any."""
+    wrong = [name for name in names if not PACKAGE_NAME.fullmatch(name)]
+    if wrong:
+        raise EngineError(
+            f"{', '.join(map(repr, wrong))}: no name of a Core ML package in a bundle, which is letters, digits, _ and -, "
+            "ending in .mlpackage, such as 'Unet.mlpackage'"
+        )
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def configuration(
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise InputError(f"{name}={value!r}: a whole number of at least 1 is needed")
     _require_precision(device, precision)
-    if precision is None and keep_float32 and device != "CPU":
+    if precision is None and keep_float32 and (device != "CPU" or "FP16" in _able(device)):
         precision = "f32"
     given = {
         "PERFORMANCE_HINT": performance_hint.upper() if performance_hint else None,
@@ -81,10 +81,15 @@ def _require_precision(device: str, precision: str | None) -> None:
         raise unknown("inference_precision", precision, CAPABILITIES)
     if device.startswith("AUTO"):
         return
-    able = core().get_property(device, "OPTIMIZATION_CAPABILITIES")
+    able = _able(device)
     if CAPABILITIES[precision] not in able:
         has = [name for name, flag in CAPABILITIES.items() if flag in able]
         raise InputError(f"inference_precision={precision!r}: this {device} computes in {', '.join(has)}")
+
+
+def _able(device: str) -> list[str]:
+    found: list[str] = core().get_property(device, "OPTIMIZATION_CAPABILITIES")
+    return found
 
 
 def resized(signature: Signature, sizes: Mapping[str, int]) -> Signature:

@@ -53,6 +53,11 @@ class Log(trt.ILogger):  # type: ignore[misc]  # TensorRT's classes come without
         elif severity == trt.ILogger.Severity.WARNING:
             _log.info("TensorRT: %s", msg)
 
+    def clear(self) -> None:
+        """Forget the errors of something whose failure does not matter."""
+        with self._lock:
+            self._errors.clear()
+
     def error(self, what: str, *more: str) -> EngineError:
         """The error for something that failed, with all that TensorRT said since the last one."""
         with self._lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from fractions import Fraction
@@ -19,6 +20,8 @@ Shape = tuple[int, ...]
 HARDWARE = ("none", "ampere_plus", "same_compute_capability")
 # Batch, and pixels by side, of models that say nothing else.
 USUAL: dict[str, Range] = {"batch": (1, 2, 8), "height": (256, 512, 1024), "width": (256, 512, 1024)}
+# A dimension of no other meaning is named after its two recorded sizes.
+NAMELESS = re.compile(r"size_\d+_\d+")
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,10 @@ def profile(signature: Signature, sizes: Mapping[str, Range]) -> dict[str, tuple
     >>> latents = TensorSpec("sample", "float16", ("batch", 4, "height/8", "width/8"))
     >>> profile(Signature((latents,), ()), {"batch": (1, 2, 4), "height": (256, 512, 1024), "width": (512, 512, 512)})
     {'sample': ((1, 4, 32, 64), (2, 4, 64, 64), (4, 4, 128, 64))}
+
+    Raises InputError for a size that no graph can have, and for one that must be given.
     """
+    require_sizes(signature, sizes)
     all_sizes = {name: sizes.get(name) or _usual(name) for name in names(signature)}
     shapes = {}
     for spec in signature.inputs:
@@ -100,6 +106,15 @@ def profile(signature: Signature, sizes: Mapping[str, Range]) -> dict[str, tuple
             smallest, best, largest = (tuple(evaluate(dim, end) for dim in spec.shape) for end in ends)
             shapes[spec.name] = (smallest, best, largest)
     return shapes
+
+
+def require_sizes(signature: Signature, sizes: Iterable[str]) -> None:
+    """Raise InputError for a misspelt size. Those that other graphs of a bundle have are let through: a text encoder is
+    given its denoiser's height too."""
+    known = {*names(signature), *USUAL}
+    for name in sizes:
+        if name not in known and not NAMELESS.fullmatch(str(name)):
+            raise unknown("size", name, known)
 
 
 def names(signature: Signature) -> list[str]:

@@ -7,13 +7,15 @@ import json
 import os
 import platform
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import EngineError
+from ..signature import Signature
 from ._cuda import Gpu
-from ._tensorrt_options import BuildOptions
+from ._tensorrt_options import BuildOptions, profile
 
 PLAN = "model.plan"
 
@@ -37,9 +39,17 @@ def identity(gpu: Gpu, version: str) -> dict[str, str]:
     }
 
 
-def cache_key(graph: Path, options: BuildOptions, here: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
-    """The name of a cached plan, and what it stands for: the graph's bytes, the build options, GPU and version."""
-    meaning = {**here, "build": options.plain(), "graph": {file.name: _digest(file) for file in graph_files(graph)}}
+def cache_key(
+    graph: Path, signature: Signature, options: BuildOptions, here: Mapping[str, str]
+) -> tuple[str, dict[str, Any]]:
+    """The name of a cached plan, and what it stands for: the graph's bytes, the build options, the shapes that they come
+    to with what they leave out, GPU and version. Raises InputError for sizes that the graph cannot have."""
+    meaning = {
+        **here,
+        "build": options.plain(),
+        "profile": profile(signature, options.sizes),
+        "graph": {file.name: _digest(file) for file in graph_files(graph)},
+    }
     return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest(), meaning
 
 
@@ -50,11 +60,16 @@ def graph_files(graph: Path) -> list[Path]:
 
 
 def write(file: Path, content: bytes) -> None:
-    """Put a file in place whole or not at all, whoever else writes it at the same time."""
+    """Put a file in place whole or not at all, whichever process or thread else writes it at the same time."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    fresh = file.with_name(f"{file.name}.{os.getpid()}.new")
-    fresh.write_bytes(content)
-    fresh.replace(file)
+    handle, fresh = tempfile.mkstemp(prefix=f"{file.name}.", suffix=".new", dir=file.parent)
+    try:
+        with os.fdopen(handle, "wb") as opened:
+            opened.write(content)
+        Path(fresh).replace(file)
+    except BaseException:
+        Path(fresh).unlink(missing_ok=True)
+        raise
 
 
 def timing_file(folder: Path, here: Mapping[str, str]) -> Path:

@@ -52,7 +52,7 @@ class TensorRTEngine:
         self._may_capture = cuda_graph is not False
         self._limits = _limits(plan, signature)
         first = signature.inputs[0]
-        if first.name in self._limits and isinstance(first.shape[0], str):
+        if first.name in self._limits and first.shape and isinstance(first.shape[0], str):
             self.most_rows = self._limits[first.name][2][0]
         _stream_weights(plan, weight_streaming_budget)
         # The memory that layers work in is ours to give: as much as these shapes need, not the largest of the profile.
@@ -113,7 +113,8 @@ class TensorRTEngine:
             raise LOG.error(f"TensorRT cannot infer shapes without {', '.join(unknown)}")
         for spec in self.signature.outputs:
             self._place(spec.name, tuple(self._context.get_tensor_shape(spec.name)))
-        self._workspace.reserve(int(self._context.update_device_memory_size_for_shapes()))
+        # at least a byte: with none there would be no address to give
+        self._workspace.reserve(max(1, int(self._context.update_device_memory_size_for_shapes())))
         self._context.set_device_memory(self._workspace.address, self._workspace.size)
         self._shapes = key
 
@@ -156,6 +157,7 @@ class TensorRTEngine:
             if self._must_capture:
                 raise
             self._may_capture = False
+            LOG.clear()  # what it said of this is not why something later fails
             _log.info("runs without a CUDA graph: %s", error)
 
     def _enqueue(self) -> None:

@@ -73,6 +73,8 @@ class OnnxEngine:
             else:
                 with self._lock:
                     found = self._run_bound(session, fed, *self._place)
+                    if self.session is None:  # closed while this run waited or ran
+                        self._bound.clear()
         except Exception as error:  # ORT raises a class of its own for each status code, with no common base
             shapes = {name: list(array.shape) for name, array in fed.items()}
             raise EngineError(f"ONNX Runtime could not run the graph on {shapes}: {error}") from error

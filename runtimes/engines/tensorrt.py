@@ -44,8 +44,9 @@ def open_graph(
     None where that works, True or an error, False never. `weight_streaming_budget` is the bytes of weights that stay on
     the GPU of a plan built to stream them, or "auto". `sizes` replaces the bundle's ranges (`{"height": [512, 1024, 1536]}`)
     for a plan that is built here. `cache` is a folder in place of `$INGOT_CACHE/tensorrt`. `rebuild` does not use the
-    bundle's own plan. A version-compatible plan carries machine code that runs on the CPU: a bundle's is refused unless
-    `trust_plan`.
+    bundle's own plan. `trust_plan` opens a bundle's version-compatible plan, which is refused without it: every TensorRT
+    plan holds machine code for the GPU, and a version-compatible one holds code for the CPU too. Other plans of a bundle,
+    with GPU code only, are opened without it.
 
     Raises InputError for an unknown device and for options that do not fit, EngineError for a plan that was built for
     another GPU or TensorRT, and with TensorRT's own words when it refuses.
@@ -121,7 +122,7 @@ def _cached(
     progress: Progress | None,
 ) -> Any:
     """The plan of this graph, these options, this GPU and version, from the cache or built into it."""
-    key, meaning = cache_key(graph, options, here)
+    key, meaning = cache_key(graph, signature, options, here)
     plan = folder / f"{key}.plan"
     if plan.exists():
         try:
