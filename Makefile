@@ -44,8 +44,9 @@ types: $(STAMP)
 	for folder in exporters runtimes quantization benchmarks; do ln -s ../../../$$folder build/ns/ingot/$$folder; done
 	$(BIN)/mypy
 
+# one thread to a worker: two workers that both take all cores wait for each other
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: lint types
 

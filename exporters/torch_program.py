@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ExportGraphSignature, InputKind
+from torch.export.graph_signature import ExportGraphSignature, InputKind, TensorArgument
 from torch.fx import Graph, GraphModule, Node
 
 aten = torch.ops.aten
@@ -22,12 +23,15 @@ def portable(program: ExportedProgram, *, example: bool = False) -> ExportedProg
     dtypes and devices that hold the program to where it was traced, dropouts that drop nothing, and where in which file
     on this machine each line came from. `example` keeps the example inputs, which only compiling needs.
     """
+    if any(_writes(node) for node in program.graph.nodes):
+        program = program.run_decompositions({})  # what changes a tensor in place is refused when a bundle is opened
     graph = Graph()
     copies: dict[Node, Node] = {}
     graph.output(graph.graph_copy(program.graph, copies))
     _clean(graph)
     signature = copy.copy(program.graph_signature)
     signature.input_specs = _used_inputs(graph, program.graph_signature)
+    signature.output_specs = _named_outputs(graph, program.graph_signature)
     held = {spec.target for spec in signature.input_specs if spec.kind in HELD}
     root = GraphModule({name: getattr(program.graph_module, name) for name in _attributes(graph)}, graph)
     return ExportedProgram(
@@ -45,9 +49,15 @@ def portable(program: ExportedProgram, *, example: bool = False) -> ExportedProg
     )
 
 
+def _writes(node: Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
 def _clean(graph: Graph) -> None:
     for node in list(graph.nodes):
         node.meta = {"val": node.meta["val"]} if "val" in node.meta else {}
+        if node.target is aten._unsafe_view.default:  # what decompositions make of a reshape
+            node.target = aten.reshape.default
         if node.target is aten._assert_tensor_metadata.default:
             graph.erase_node(node)
         elif node.target is aten.dropout.default and node.args[2] is False:
@@ -68,6 +78,16 @@ def _used_inputs(graph: Graph, signature: ExportGraphSignature) -> list[Any]:
         else:
             kept.append(spec)
     return kept
+
+
+def _named_outputs(graph: Graph, signature: ExportGraphSignature) -> list[Any]:
+    """The specs by the nodes that are the outputs now: one that was a dropout is what went into it."""
+    (outputs,) = next(node for node in graph.nodes if node.op == "output").args
+    assert isinstance(outputs, (list, tuple))
+    return [
+        dataclasses.replace(spec, arg=TensorArgument(name=node.name)) if isinstance(node, Node) else spec
+        for spec, node in zip(signature.output_specs, outputs, strict=True)
+    ]
 
 
 def _attributes(graph: Graph) -> list[str]:

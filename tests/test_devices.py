@@ -64,6 +64,10 @@ def test_the_best_device_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     assert devices.policy_for("cuda:0", Wishes()).device == "cuda:0"
     with pytest.raises(EngineError, match=r"no device cuda:2 on this machine; it has: cuda, cuda:1, hpu, cpu"):
         devices.policy_for("cuda:2", Wishes())
+    for absent in ("mps:0", "cpu:1"):
+        with pytest.raises(EngineError, match=f"no device {absent} on this machine; it has: cuda, cuda:1, hpu, cpu"):
+            devices.policy_for(absent, Wishes())
+    assert devices.policy_for("cpu:0", Wishes()).device == "cpu:0"
     with pytest.raises(InputError, match="unknown device 'gpu' for torch; available here: cuda"):
         devices.policy_for("gpu", Wishes())
 
@@ -307,8 +311,31 @@ def test_a_gaudi_configuration_sets_mixed_precision(tmp_path: Path, form: str) -
     policy = devices.policy_for("hpu", Wishes(gaudi_config=given))
     assert policy.autocast == "bfloat16"
     assert [Path(os.environ[name]).read_text() for name in hpu.LISTS] == ["linear\nconv2d\n", "softmax\n"]
-    with pytest.raises(EngineError, match=r"lists autocast operators.* imported already"):
-        devices.policy_for("hpu", Wishes(gaudi_config=given))
+    folders = {Path(os.environ[name]).parent for name in hpu.LISTS}
+    devices.policy_for("hpu", Wishes(gaudi_config=given))  # the bundle's next graph
+    assert {Path(os.environ[name]).parent for name in hpu.LISTS} == folders
+    for other in ({**config, "autocast_fp32_ops": ["exp"]}, {**config, "autocast_bf16_ops": []}):
+        with pytest.raises(EngineError, match=r"lists autocast operators.* imported already with other lists"):
+            devices.policy_for("hpu", Wishes(gaudi_config=other))
+    assert {Path(os.environ[name]).parent for name in hpu.LISTS} == folders
+
+
+@pytest.mark.usefixtures("gaudi")
+def test_lists_of_operators_after_a_graph_without_them() -> None:
+    devices.policy_for("hpu", Wishes())
+    lists = {"autocast_bf16_ops": ["linear"], "autocast_fp32_ops": ["exp"]}
+    with pytest.raises(EngineError, match="with other lists or none"):
+        devices.policy_for("hpu", Wishes(gaudi_config=lists))
+
+
+@pytest.mark.parametrize(
+    ("wish", "only"),
+    [({"tf32": True}, "cuda"), ({"lazy": False}, "hpu"), ({"hpu_graphs": True}, "hpu"), ({"gaudi_config": {}}, "hpu")],
+)
+def test_wishes_that_a_device_cannot_obey(wish: dict[str, Any], only: str) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(wish))} is for device='{only}', and this graph is opened on cpu"):
+        devices.policy_for("cpu", Wishes(**wish))
+    assert devices.policy_for("cpu", Wishes(tf32=False)).tf32 is None  # which the CPU has done already
 
 
 @pytest.mark.parametrize("given", ["/nowhere/gaudi_config.json", {"autocast_bf16_ops": 3}])

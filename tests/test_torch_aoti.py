@@ -19,7 +19,7 @@ from ingot.runtimes.engines.torch import open_graph
 from ingot.runtimes.errors import EngineError, InputError
 
 from .test_onnx_target import random_inputs
-from .torch_cases import TOLERANCE, arrays, micro, opened, worst
+from .torch_cases import TOLERANCE, arrays, check_layouts, micro, opened, worst
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,10 @@ def test_compiled_ahead_of_time_equals_torch(compiled: tuple[Component, GraphFil
     ]  # Inductor writes short vectors into the code
     with zipfile.ZipFile(graph.path) as package:
         assert not [name for name in package.namelist() if name.endswith(".cpp")]
+
+
+def test_compiled_code_takes_inputs_in_every_layout_that_numpy_has(compiled: tuple[Component, GraphFile]) -> None:
+    check_layouts(*compiled)
 
 
 def test_code_of_strangers_needs_trust(compiled: tuple[Component, GraphFile], monkeypatch: pytest.MonkeyPatch) -> None:

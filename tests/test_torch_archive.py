@@ -13,8 +13,12 @@ from torch import Tensor, nn
 from ingot.exporters.component import Component
 from ingot.exporters.graph_file import GraphFile
 from ingot.exporters.targets.torch import export
+from ingot.runtimes import devices as kinds
+from ingot.runtimes.devices.policy import Policy
+from ingot.runtimes.engines import torch as engine
 from ingot.runtimes.engines._torch_archive import Archive, read_safetensors
 from ingot.runtimes.engines._torch_graph import read_program
+from ingot.runtimes.engines._torch_operators import ALLOWED
 from ingot.runtimes.engines.torch import open_graph
 from ingot.runtimes.errors import EngineError
 
@@ -57,20 +61,121 @@ HARMFUL = {
     "a member with an object": (lambda _, c: c, {"data/constants/opaque_obj_0": b"x"}, "more than a program .*opaque_obj_0"),
     "compiled code": (lambda _, c: c, {"data/aotinductor/model/a.so": b"\x7fELF"}, "more than a program"),
     "a command": (
-        replacing(MODEL, b"torch.ops.aten.silu.default", b"torch.os.system"), {}, "operator 'torch.os.system' is not one"
+        replacing(MODEL, b"torch.ops.aten.silu.default", b"torch.os.system"), {}, "'torch.os.system' is not one that Ingot opens"
     ),
     "a file that is read": (
-        replacing(MODEL, b"torch.ops.aten.silu.default", b"torch.ops.aten.from_file.default"), {}, "from_file.default' is not"
+        replacing(MODEL, b"torch.ops.aten.silu.default", b"torch.ops.aten.from_file.default"), {}, "from_file.default' is not one"
     ),
     "somebody's operator": (
-        replacing(MODEL, b"torch.ops.aten.silu.default", b"torch.ops.mine.silu.default"), {}, "mine.silu.default' is not"
+        replacing(MODEL, b"torch.ops.aten.silu.default", b"torch.ops.mine.silu.default"), {}, "mine.silu.default' is not one"
     ),
     "another schema": (replacing(MODEL, b'"major": 8', b'"major": 9'), {}, "version 9 .* reads 8: export again"),
     "no program": (lambda name, c: None if name == MODEL else c, {}, "models/model.json is missing"),
     "half a program": (lambda name, c: c[: len(c) // 2] if name == MODEL else c, {}, "models/model.json cannot be read"),
     "a weight too short": (lambda name, c: c[:-4] if name.endswith("weight_0") else c, {}, "does not fit its .* bytes"),
+    "an empty weight": (lambda name, c: b"" if name.endswith("weight_0") else c, {}, "does not fit its 0 bytes"),
     "a value that nothing made": (replacing(MODEL, b'"name": "silu"', b'"name": "sigh"'), {}, None),
 }  # fmt: skip
+
+
+PYTHON = b"x=__import__('pathlib').Path('HERE').touch() or False, pin_memory"
+AS_PYTHON = {
+    "a keyword of an operator": (b'"name": "pin_memory"', b'"name": "' + PYTHON + b'"', "arange.default' has no argument"),
+    "a keyword of a size": (
+        b'"target": "torch.ops.aten.arange.default", "inputs": [',
+        b'"target": "_operator.mul", "inputs": [{"name": "' + PYTHON + b'", "arg": {"as_int": 2}, "kind": 2}, ',
+        "_operator.mul' has no argument",
+    ),
+    "a constant": (b'"arg": {"as_int": 8}', b'"arg": {"as_int": {"' + PYTHON + b'": 1}}', "no constant of kind 'as_int'"),
+    "a list": (b'{"as_ints": [1, 1]}', b'{"as_ints": [{"' + PYTHON + b'": 1}]}', "no constant of kind 'as_ints'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("place", AS_PYTHON)
+def test_nothing_of_the_file_becomes_python_source(
+    small: tuple[Component, GraphFile], tmp_path: Path, place: str
+) -> None:
+    component, graph = small
+    old, new, message = AS_PYTHON[place]
+    harm = tmp_path / "harm"
+    path = edited(graph, tmp_path, replacing(MODEL, old, new.replace(b"HERE", str(harm).encode())))
+    with pytest.raises(EngineError, match=message):
+        read_program(Archive(path))(*component.calls[0].inputs.values())
+    assert not harm.exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["_reshape_alias.default", "add_.Tensor", "fill_.Scalar", "_sparse_coo_tensor_unsafe.default", "as_strided.default",
+     "silu.out", "empty.memory_format", "repeat_interleave.Tensor", "__class__.mro"],
+)  # fmt: skip
+def test_operators_that_are_not_listed_are_refused(
+    small: tuple[Component, GraphFile], tmp_path: Path, name: str
+) -> None:
+    path = edited(small[1], tmp_path, replacing(MODEL, b"aten.silu.default", f"aten.{name}".encode()))
+    with pytest.raises(
+        EngineError, match=rf"operator 'torch\.ops\.aten\.{name}' is not one that .* export .* again .* or report"
+    ):
+        read_program(Archive(path))
+
+
+def test_every_listed_operator_exists_and_writes_to_none_of_its_arguments() -> None:
+    for name in ALLOWED:
+        packet, _, overload = name.partition(".")
+        schema = getattr(getattr(torch.ops.aten, packet), overload)._schema
+        assert not schema.is_mutable, name
+        assert not any("Generator" in str(a.type) or "Storage" in str(a.type) for a in schema.arguments), name
+
+
+def test_numbers_that_json_does_not_have(tmp_path: Path) -> None:
+    class Masked(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.minimum(x.masked_fill(x > 0, float("-inf")) + 1, torch.full((1,), float("inf")))
+
+    torch.export.save(torch.export.export(Masked(), (torch.ones(3),)), tmp_path / "model.pt2")
+    x = torch.tensor([1.0, -1.0, 0.0])
+    expected = torch.tensor([-float("inf"), 0.0, 1.0])
+    (found,) = read_program(Archive(tmp_path / "model.pt2"))(x)
+    assert torch.equal(found, expected)
+
+
+BROKEN = {
+    "a dtype that is none": (CONFIG, b'"dtype": 7', b'"dtype": []'),
+    "no configuration": (CONFIG, b'"config"', b'"confif"'),
+    "JSON that is too deep": (MODEL, b'"schema_version": {', b'"x": ' + b"[" * 100000 + b"]" * 100000 + b', "schema_version": {'),
+    "an output with two kinds": (MODEL, b'"outputs": [{"as_tensor"', b'"outputs": [{"as_none": 1, "as_tensor"'),
+    "a shape of text": (CONFIG, b'"sizes": [{"as_int": 8}', b'"sizes": [{"as_int": "8"}'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_whatever_is_broken_is_an_engine_error(small: tuple[Component, GraphFile], tmp_path: Path, what: str) -> None:
+    component, graph = small
+    path = edited(graph, tmp_path, replacing(*BROKEN[what]))
+    with pytest.raises(EngineError, match=r"model\.pt2"):
+        open_graph(path, component.signature, device="cpu")
+
+
+def test_a_header_past_the_end_is_an_engine_error(small: tuple[Component, GraphFile], tmp_path: Path) -> None:
+    content = small[1].path.read_bytes()
+    at = content.rindex(
+        b"PK\x01\x02", 0, content.rindex(b"models/model.json")
+    )  # the directory's entry; 42 bytes on is where its header lies
+    (tmp_path / "model.pt2").write_bytes(content[: at + 42] + b"\xf0\xff\xff\x7f" + content[at + 46 :])
+    with pytest.raises(EngineError, match=r"model\.pt2"):
+        open_graph(tmp_path / "model.pt2", small[0].signature, device="cpu")
+
+
+def test_memory_that_is_full_while_opening_says_what_would_do(
+    small: tuple[Component, GraphFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(engine, "read_program", full)
+    monkeypatch.setattr(kinds, "policy_for", lambda *_: Policy("cuda", explain=lambda _: "a smaller picture would do"))
+    with pytest.raises(EngineError, match=r"on cuda: .*CUDA out of memory; a smaller picture would do"):
+        open_graph(small[1].path, small[0].signature, device="cuda")
 
 
 @pytest.mark.parametrize("harm", HARMFUL)

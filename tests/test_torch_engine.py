@@ -5,28 +5,29 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ingot.exporters.component import Component
 from ingot.exporters.graph_file import GraphFile
 from ingot.exporters.targets.torch import export
-from ingot.runtimes.devices.policy import Policy
+from ingot.runtimes.devices.policy import Policy, Wishes
 from ingot.runtimes.engines import run_in_batches
 from ingot.runtimes.engines._torch_attention import attend, sliced_attention
-from ingot.runtimes.engines._torch_settings import Switch
-from ingot.runtimes.engines.torch import TorchEngine, devices, report
+from ingot.runtimes.engines._torch_settings import Switch, thread_count
+from ingot.runtimes.engines.torch import PARITY_OPTIONS, TorchEngine, devices, open_graph, report
 from ingot.runtimes.errors import EngineError, InputError
 from ingot.runtimes.metrics import compare
 from ingot.runtimes.signature import Signature, TensorSpec
 
 from .test_onnx_target import random_inputs
-from .torch_cases import TOLERANCE, arrays, micro, opened, worst
+from .torch_cases import TOLERANCE, arrays, check_layouts, micro, opened, worst
 
 
 @pytest.fixture(scope="module")
@@ -154,17 +155,72 @@ def test_outputs_belong_to_the_caller(small: tuple[Component, GraphFile]) -> Non
     assert all(np.array_equal(found[name], array) for name, array in kept.items())
 
 
+def test_an_output_that_is_a_weight_belongs_to_the_caller(tmp_path: Path) -> None:
+    class Weight(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3), requires_grad=False)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x + self.weight, self.weight[1:]
+
+    torch.export.save(torch.export.export(Weight(), (torch.ones(3),)), tmp_path / "model.pt2")
+    specs = TensorSpec("y", "float32", (3,)), TensorSpec("weight", "float32", (2,))
+    engine = open_graph(tmp_path / "model.pt2", Signature((TensorSpec("x", "float32", (3,)),), specs), device="cpu")
+    for _ in range(2):
+        found = engine.run({"x": np.zeros(3, np.float32)})
+        assert (found["y"].tolist(), found["weight"].tolist()) == ([1, 1, 1], [1, 1])
+        found["weight"] += 5
+
+
+def test_parity_opens_code_where_it_was_compiled_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ingot.runtimes import devices as kinds
+
+    asked: list[tuple[Any, Any]] = []
+
+    def noted(device: str | None, wishes: Wishes) -> Policy:
+        asked.append((device, wishes.tf32))
+        raise InputError("enough")
+
+    monkeypatch.setattr(kinds, "policy_for", noted)
+    signature = Signature((), ())
+    for stored in (
+        {"format": "aoti", "device": "cuda"},
+        {"format": "aoti", "device": "cpu"},
+        {"format": "exported"},
+        {},
+    ):
+        with pytest.raises(InputError, match="enough"):
+            open_graph(Path("model.pt2"), signature, stored=stored, **PARITY_OPTIONS)
+    assert asked == [("cuda", False), ("cpu", False), ("cpu", None), ("cpu", None)]
+
+
+def test_threads_that_overlap_each_get_their_number_back() -> None:
+    before = torch.get_num_threads()
+    seen: dict[str, tuple[int, int]] = {}
+    inside, go = threading.Barrier(3), {name: threading.Event() for name in ("first", "second")}
+
+    def work(name: str) -> None:
+        with thread_count(before + 2):
+            inside.wait(10)
+            within = torch.get_num_threads()
+            go[name].wait(10)
+        seen[name] = within, torch.get_num_threads()
+
+    workers = {name: threading.Thread(target=work, args=(name,)) for name in go}
+    for worker in workers.values():
+        worker.start()
+    inside.wait(10)
+    for name, worker in workers.items():  # one leaves while the other stays
+        go[name].set()
+        worker.join(10)
+    assert seen == dict.fromkeys(go, (before + 2, before))
+    assert torch.get_num_threads() == before
+
+
 def test_inputs_in_every_layout_that_numpy_has(small: tuple[Component, GraphFile]) -> None:
     component, graph = small
-    engine, call = opened(graph), component.calls[0]
-    x, timestep = call.inputs["x"].numpy(), np.float32(0.5)
-    frozen = x.copy()
-    frozen.flags.writeable = False
-    with np.testing.suppress_warnings() as quiet:
-        warned = quiet.record(UserWarning)
-        for form in (x, frozen, np.flip(np.flip(x, 2).copy(), 2), np.asfortranarray(x), x.astype(np.float64)):
-            assert worst(call.outputs, engine.run({"x": form, "timestep": np.asarray(timestep)})) < TOLERANCE
-    assert not warned
+    check_layouts(component, graph)
 
 
 def test_several_threads_get_what_each_asked_for(small: tuple[Component, GraphFile]) -> None:

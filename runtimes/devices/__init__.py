@@ -25,12 +25,31 @@ def policy_for(device: str | None, wishes: Wishes) -> Policy:
     kind = name.partition(":")[0]
     if kind not in KINDS:
         raise InputError(f"unknown device {device!r} for torch; available here: {', '.join(here())}")
-    if name not in here() and name != f"{kind}:0":
+    _refuse(name, kind, wishes)
+    if (kind if name == f"{kind}:0" else name) not in here():
         raise EngineError(
             f"torch has no device {name} on this machine; it has: {', '.join(here())}. {KINDS[kind].HOW_TO_GET}"
         )
     made: Policy = KINDS[kind].policy(name, wishes)
     return made
+
+
+ONLY = {
+    "tf32": "cuda",
+    "lazy": "hpu",
+    "hpu_graphs": "hpu",
+    "gaudi_config": "hpu",
+}  # wishes that other kinds cannot obey
+
+
+def _refuse(name: str, kind: str, wishes: Wishes) -> None:
+    """Raise InputError for what was asked of a device that has no such thing; tf32=False is so everywhere."""
+    wrong = {wish: only for wish, only in ONLY.items() if kind != only and getattr(wishes, wish) is not None}
+    if wishes.tf32 is False:
+        wrong.pop("tf32", None)
+    if wrong:
+        told = "; ".join(f"{wish} is for device={only!r}" for wish, only in wrong.items())
+        raise InputError(f"{told}, and this graph is opened on {name}: leave it out, or choose that device")
 
 
 def report() -> dict[str, str]:

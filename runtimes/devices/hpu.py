@@ -7,10 +7,12 @@ never reads a step's number. Ingot's schedulers run in NumPy on the host, where 
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import importlib.util
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -129,16 +131,28 @@ def _declare_autocast(config: GaudiConfig) -> None:
     lists = (config.autocast_bf16_ops, config.autocast_fp32_ops)
     if lists[0] is None or lists[1] is None:
         return
+    texts = ["".join(f"{operator}\n" for operator in operators or ()) for operators in lists]
+    if [_declared(name) for name in LISTS] == texts:
+        return  # another graph of the bundle did so
     if "habana_frameworks.torch.core" in sys.modules:
         raise EngineError(
             "this gaudi_config lists autocast operators, which habana_frameworks reads when it is imported, and it is "
-            "imported already: open this graph first"
+            "imported already with other lists or none: open this graph first, or give every graph the same lists"
         )
     folder = Path(tempfile.mkdtemp(prefix="ingot-autocast-"))
-    for name, operators in zip(LISTS, lists, strict=True):
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for name, text in zip(LISTS, texts, strict=True):
         file = folder / f"{name.lower()}.txt"
-        file.write_text("".join(f"{operator}\n" for operator in operators or ()))
+        file.write_text(text)
         os.environ[name] = str(file)
+
+
+def _declared(name: str) -> str | None:
+    """The operators that the environment lists, as they stand in the file."""
+    try:
+        return Path(os.environ[name]).read_text()
+    except (KeyError, OSError):
+        return None
 
 
 def _plug_in(config: GaudiConfig, lazy: bool) -> tuple[Any, Any]:

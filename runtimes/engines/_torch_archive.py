@@ -48,7 +48,7 @@ class Archive:
         try:
             with zipfile.ZipFile(file) as opened:
                 members = opened.infolist()
-        except (OSError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
             raise EngineError(f"{file} is not a .pt2 archive: {error}") from error
         self._members = {info.filename.partition("/")[2]: info for info in members}
         strange = sorted(name for name in self._members if not MEMBERS.fullmatch(name))
@@ -64,7 +64,7 @@ class Archive:
         """A JSON member."""
         try:
             return json.loads(bytes(self._bytes(name)))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise EngineError(f"{self.file}: {name} cannot be read: {error}") from error
 
     def tensors(self) -> dict[str, Tensor]:
@@ -88,7 +88,10 @@ class Archive:
         if name not in self._members:
             raise EngineError(f"{self.file} is not a whole .pt2 archive: {name} is missing")
         info = self._members[name]
-        header = LOCAL_HEADER.unpack_from(self._map, info.header_offset)
+        try:
+            header = LOCAL_HEADER.unpack_from(self._map, info.header_offset)
+        except struct.error as error:
+            raise EngineError(f"{self.file} is not a whole .pt2 archive: {name} lies past its end") from error
         start = info.header_offset + LOCAL_HEADER.size + header[-2] + header[-1]
         return self._map[start : start + info.file_size]
 
@@ -129,7 +132,7 @@ def _view(
     strides: list[int] | None,
     offset: int,
 ) -> Tensor:
-    if not len(data):
+    if not len(data) and 0 in shape:
         return torch.zeros(shape, dtype=dtype)
     try:
         flat = torch.frombuffer(data, dtype=dtype)

@@ -93,8 +93,8 @@ class Compiled:
                 os.fspath(file), device_index=-1 if index is None else index
             )
             # kept here: the compiled code reads these tensors where they lie, on the CPU in the mapped file
-            self._weights = {name: t.to(device) for name, t in read_safetensors(file.with_name(WEIGHTS)).items()}
-            self._model.load_constants(self._weights, check_full_update=True, user_managed=True)
+            self.weights = {name: t.to(device) for name, t in read_safetensors(file.with_name(WEIGHTS)).items()}
+            self._model.load_constants(self.weights, check_full_update=True, user_managed=True)
         except (RuntimeError, OSError) as error:
             raise EngineError(f"torch {torch.__version__} cannot open {file}: {error}") from error
 

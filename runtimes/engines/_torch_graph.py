@@ -3,8 +3,9 @@
 torch.export.load makes the same module in seconds where this takes a fraction of one: it rebuilds what every
 intermediate's shape is in terms of the inputs', which nobody asks for at run time. And it believes the file: operators
 are looked up by dotted path from the module `torch` (`torch.os.system` is one), expressions are evaluated, guards and
-names become Python source. Here an operator is one of ATen's or simple arithmetic on sizes, a name is only a key, and
-anything else is refused.
+names become Python source, and so they do in torch.fx. Here an operator is one of a list of ATen's or simple arithmetic
+on sizes, its keywords are those of its schema, constants are numbers and strings, a name is only a key, and anything else
+is refused.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from ..errors import EngineError
 from ._torch_archive import DTYPES, Archive
+from ._torch_operators import ALLOWED
 
 SCHEMA = 8  # the major number of torch/_export/serde/schema.py; torch 2.13 writes 8.20, others were not tried
 LAYOUTS = {7: torch.strided}
@@ -35,9 +37,11 @@ SIZES = {
     "math.trunc": math.trunc,
 }  # fmt: skip
 OPERATOR = re.compile(r"torch\.ops\.aten\.(\w+)\.(\w+)")
-# They read or write files, or memory without looking at its bounds.
-REFUSED = {"from_file", "_unsafe_index", "_unsafe_index_put", "_unsafe_masked_index", "set_", "resize_", "data"}
-PLAIN = ("as_int", "as_ints", "as_float", "as_floats", "as_bool", "as_bools", "as_string")
+PLAIN: dict[str, tuple[type, ...]] = {
+    "as_int": (int,), "as_float": (float, int), "as_bool": (bool,), "as_string": (str,),
+    "as_ints": (int,), "as_floats": (float, int), "as_bools": (bool,),
+}  # fmt: skip
+NOT_FINITE = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}  # JSON has no such numbers
 
 
 def read_program(archive: Archive, *, device: str = "cpu", no_float64: bool = False) -> GraphModule:
@@ -54,7 +58,7 @@ def read_program(archive: Archive, *, device: str = "cpu", no_float64: bool = Fa
                 f"{archive.file} has version {version} of torch's export schema, Ingot reads {SCHEMA}: export again"
             )
         return _Reader(archive.file, device, no_float64).module(program["graph_module"], archive.tensors())
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError, RecursionError) as error:
         raise EngineError(f"{archive.file} is not a program as torch.export writes it: {error!r}") from error
 
 
@@ -91,7 +95,9 @@ class _Reader:
         function = self._function(node["target"])
         values = [(entry["kind"], entry["name"], self._value(entry["arg"])) for entry in node["inputs"]]
         positional = tuple(value for kind, _, value in values if kind != 2)
-        made = self.graph.call_function(function, positional, {name: v for kind, name, v in values if kind == 2})
+        named = {name: value for kind, name, value in values if kind == 2}
+        self._check_names(node["target"], function, named)
+        made = self.graph.call_function(function, positional, named)
         outputs = node["outputs"]
         if len(outputs) == 1 and "as_tensors" not in outputs[0]:
             self._name(outputs[0], made)
@@ -105,11 +111,27 @@ class _Reader:
         if target in SIZES:
             return SIZES[target]
         found = OPERATOR.fullmatch(target)
-        packet = getattr(torch.ops.aten, found[1], None) if found and found[1] not in REFUSED else None
-        function = getattr(packet, found[2], None) if found else None
-        if not isinstance(function, torch._ops.OpOverload):
-            raise EngineError(f"{self.file}: the operator {target!r} is not one of ATen's that are opened")
+        function = getattr(torch.ops.aten, found[1], None) if found and f"{found[1]}.{found[2]}" in ALLOWED else None
+        function = getattr(function, found[2], None) if found else None
+        if not isinstance(function, torch._ops.OpOverload) or function._schema.is_mutable:
+            raise EngineError(
+                f"{self.file}: the operator {target!r} is not one that Ingot opens; export the model again with this "
+                "version, or report the operator if a model of yours needs it"
+            )
         return function
+
+    def _check_names(self, target: str, function: Any, named: Mapping[str, Any]) -> None:
+        """Refuse keywords that the operator does not have: torch.fx writes them into Python source as they are."""
+        known = (
+            {argument.name for argument in function._schema.arguments}
+            if isinstance(function, torch._ops.OpOverload)
+            else set()
+        )
+        strange = sorted(repr(name) for name in named if name not in known)
+        if strange:
+            raise EngineError(
+                f"{self.file}: the operator {target!r} has no argument {', '.join(strange)}; export again"
+            )
 
     def _name(self, output: Mapping[str, Any], node: Node) -> None:
         ((kind, what),) = output.items()
@@ -120,7 +142,7 @@ class _Reader:
         """What an argument stands for: a node, a number, or something of torch's own."""
         ((kind, what),) = argument.items()
         if kind in PLAIN:
-            return what
+            return [self._plain(kind, item) for item in what] if kind.endswith("s") else self._plain(kind, what)
         if kind in ("as_tensor", "as_sym_int", "as_sym_bool", "as_sym_float", "as_optional_tensor"):
             return self._one(what)
         if kind in ("as_tensors", "as_sym_ints", "as_sym_bools", "as_sym_floats", "as_optional_tensors"):
@@ -146,4 +168,12 @@ class _Reader:
         if name is not None:
             return self.nodes[name]
         ((kind, what),) = item.items()
-        return None if kind == "as_none" else what
+        return None if kind == "as_none" else self._plain(kind, what)
+
+    def _plain(self, kind: str, value: Any) -> Any:
+        """A constant of the type that its kind says: of containers torch.fx writes the keys into Python source."""
+        if kind in ("as_float", "as_floats") and value in NOT_FINITE:
+            return NOT_FINITE[value]
+        if type(value) not in PLAIN[kind]:
+            raise EngineError(f"{self.file}: {value!r} is no constant of kind {kind!r}; export again")
+        return value

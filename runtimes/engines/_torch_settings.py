@@ -18,7 +18,7 @@ class Switch:
         self._free = threading.Condition()
         self._runs = 0
         self._wanted: Any = None
-        self._before: Any = None
+        self.before: Any = None  # the first holder's: what is written when the last one leaves
 
     @contextmanager
     def held_at(self, wanted: Any) -> Iterator[None]:
@@ -29,7 +29,7 @@ class Switch:
         with self._free:
             self._free.wait_for(lambda: not self._runs or self._wanted == wanted)
             if not self._runs:
-                self._before, self._wanted = self._read(), wanted
+                self.before, self._wanted = self._read(), wanted
                 self._write(wanted)
             self._runs += 1
         try:
@@ -38,7 +38,7 @@ class Switch:
             with self._free:
                 self._runs -= 1
                 if not self._runs:
-                    self._write(self._before)
+                    self._write(self.before)
                     self._free.notify_all()
 
 
@@ -68,10 +68,14 @@ def thread_count(wanted: int | None) -> Iterator[None]:
     if wanted is None:
         yield
         return
-    try:
-        with _threads.held_at(wanted):
-            # the number is the process's, the pool behind it the calling thread's: each has to be told
-            torch.set_num_threads(wanted)
+    with _threads.held_at(wanted):
+        # The number is the process's, the pool behind it (OpenMP's) the calling thread's: each thread has to be told, and
+        # to be told again when it leaves, whether or not it is the last. MKL's number is the process's: those who stay
+        # finish their run with fewer of its threads.
+        before = _threads.before
+        torch.get_num_threads()  # a thread's first question takes over the process's number, which may change meanwhile
+        torch.set_num_threads(wanted)
+        try:
             yield
-    finally:
-        torch.set_num_threads(torch.get_num_threads())
+        finally:
+            torch.set_num_threads(before)

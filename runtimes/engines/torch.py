@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .. import devices as kinds
 from ..devices.policy import Policy, Throughput, Wishes, rows_of
-from ..errors import EngineError, InputError, unknown
+from ..errors import EngineError, IngotError, InputError, unknown
 from ..signature import Signature
 from . import Arrays, fit
 from ._torch_archive import Archive
@@ -32,7 +32,8 @@ from ._torch_settings import tf32 as tf32_switch
 from ._torch_settings import thread_count
 
 EXTRA = "torch"
-PARITY_OPTIONS: dict[str, Any] = {"device": "cpu"}
+EXACT = "exact"  # as a device: the CPU, or what the code was compiled for, with whole float32
+PARITY_OPTIONS: dict[str, Any] = {"device": EXACT}
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 ATTENTION = ("sdpa", "sliced")
 HALF = ("bfloat16", "float16")
@@ -43,7 +44,9 @@ class TorchEngine:
     """A graph on a device. Safe to run from several threads at once; where the device or a compiled graph takes one run at
     a time, the others wait. `throughput` counts its runs, the device's warm-up left out."""
 
-    def __init__(self, call: Callable[..., Any], signature: Signature, policy: Policy) -> None:
+    def __init__(
+        self, call: Callable[..., Any], signature: Signature, policy: Policy, held: Iterable[Tensor] = ()
+    ) -> None:
         self.signature = signature
         self.policy = policy
         self.most_rows = policy.most_rows
@@ -52,6 +55,7 @@ class TorchEngine:
         self._call: Callable[..., Any] | None = call
         self._lock = threading.Lock() if policy.one_at_a_time else nullcontext()
         self._fresh = policy.discard_first
+        self._held = {tensor.untyped_storage().data_ptr() for tensor in held}
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         """Compute every output; floats are cast to the graph's own precision. Raises EngineError with what would do."""
@@ -94,8 +98,12 @@ class TorchEngine:
 
     def _put(self, array: NDArray[Any]) -> Tensor:
         """The array as a tensor: the same memory on the CPU, where torch can use it."""
-        if not array.flags.writeable or any(stride < 0 for stride in array.strides):
-            array = array.copy()  # torch warns of the first and refuses the second
+        if (
+            not array.flags.c_contiguous
+        ):  # torch refuses negative strides, and compiled code reads every layout as this one
+            array = np.ascontiguousarray(array).reshape(array.shape)  # which makes (1,) of ()
+        if not array.flags.writeable:
+            array = array.copy()  # torch warns
         if self.policy.no_float64 and array.dtype == np.float64:
             array = array.astype(np.float32)
         tensor = torch.from_numpy(array).to(self.policy.device)
@@ -104,8 +112,8 @@ class TorchEngine:
         return tensor
 
     def _take(self, outputs: Any, tensors: tuple[Tensor, ...]) -> Arrays:
-        """The outputs as arrays of the caller's: copies where an output is an input, or two are one."""
-        seen = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+        """The outputs as arrays of the caller's: copies where an output is an input or a weight, or two are one."""
+        seen = self._held | {tensor.untyped_storage().data_ptr() for tensor in tensors}
         found = {}
         for spec, tensor in zip(self.signature.outputs, outputs, strict=True):
             place = tensor.untyped_storage().data_ptr()
@@ -149,6 +157,12 @@ def open_graph(
     the module's docstring). Raises InputError for options that cannot be used, EngineError for a device that is not here
     and for a file that cannot be opened.
     """
+    packaged = stored.get("format") == "aoti"
+    if packaged and device in (None, EXACT):
+        tf32 = False if device == EXACT else tf32
+        device = stored.get("device", "cpu")
+    elif device == EXACT:
+        device = "cpu"
     if channels_last is None:
         channels_last = stored.get("channels_last")
     wishes = Wishes(
@@ -156,11 +170,13 @@ def open_graph(
         most_rows=most_rows, lazy=lazy, hpu_graphs=hpu_graphs, gaudi_config=gaudi_config,
     )  # fmt: skip
     _check(wishes)
-    packaged = stored.get("format") == "aoti"
-    policy = kinds.policy_for(device or (stored["device"] if packaged else None), wishes)
-    if packaged:
-        return TorchEngine(_package(file, stored, policy, wishes, trust), signature, policy)
-    return TorchEngine(_program(file, policy), signature, policy)
+    policy = kinds.policy_for(device, wishes)
+    with _opening(file, policy):
+        if packaged:
+            compiled = _package(file, stored, policy, wishes, trust)
+            return TorchEngine(compiled, signature, policy, compiled.weights.values())
+        module, call = _program(file, policy)
+        return TorchEngine(call, signature, policy, module.buffers())
 
 
 def devices() -> list[str]:
@@ -173,7 +189,21 @@ def report() -> dict[str, str]:
     return {"version": torch.__version__, **kinds.report()}
 
 
-def _program(file: Path, policy: Policy) -> Callable[..., Any]:
+@contextmanager
+def _opening(file: Path, policy: Policy) -> Iterator[None]:
+    """Whatever a broken file or a full device raises, as an EngineError that says what would do."""
+    try:
+        yield
+    except IngotError:
+        raise
+    except Exception as error:  # as many kinds as there are ways to break a file
+        hint = policy.explain(error) or "is the file whole? ingot verify compares it with its bundle"
+        raise EngineError(
+            f"torch cannot open {file} on {policy.device}: {type(error).__name__}: {error}; {hint}"
+        ) from error
+
+
+def _program(file: Path, policy: Policy) -> tuple[torch.nn.Module, Callable[..., Any]]:
     module = read_program(Archive(file), device=policy.device, no_float64=policy.no_float64).eval()
     if policy.channels_last:
         module = module.to(memory_format=CHANNELS_LAST)  # type: ignore[call-overload]  # torch's stub lacks this form
@@ -181,14 +211,12 @@ def _program(file: Path, policy: Policy) -> Callable[..., Any]:
         slice_attention(module, policy.slice_above)
     wrapped = policy.wrap(module)
     if policy.compile_options is None:
-        return wrapped
+        return module, wrapped
     compiled: Callable[..., Any] = torch.compile(wrapped, **policy.compile_options)
-    return compiled
+    return module, compiled
 
 
-def _package(
-    file: Path, stored: Mapping[str, Any], policy: Policy, wishes: Wishes, trust: bool | None
-) -> Callable[..., Any]:
+def _package(file: Path, stored: Mapping[str, Any], policy: Policy, wishes: Wishes, trust: bool | None) -> Compiled:
     for option in ("compile", "channels_last", "attention", "autocast"):
         if getattr(wishes, option):
             raise InputError(
