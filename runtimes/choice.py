@@ -75,8 +75,8 @@ def choose(
         refused.append(f"{candidate} on {place}: {problem}")
     if device is not None:
         return _by_device(wanted, device, refused)
-    if name is not None:
-        return Choice(name, None, "as asked")  # its engine says best why it cannot run here
+    if len(wanted) == 1:  # its engine says best why it cannot run here
+        return Choice(wanted[0], None, "as asked" if name else "the only engine of the bundle")
     raise EngineError(f"nothing here runs {bundle.path}: {'; '.join(refused) or 'its components share no engine'}")
 
 

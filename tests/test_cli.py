@@ -168,7 +168,10 @@ def test_doctor_names_what_is_missing(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_export_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "shapes", "-o", str(tmp_path / "b"), "--to", "onx"]) == 1
-    assert capsys.readouterr().err.strip() == "ingot: unknown target 'onx'; available: coreml, onnx, openvino, tensorrt, torch"
+    assert (
+        capsys.readouterr().err.strip()
+        == "ingot: unknown target 'onx'; available: coreml, onnx, openvino, tensorrt, torch"
+    )
 
 
 @pytest.mark.parametrize("text", ["axb", "64x", "x64"])

@@ -329,7 +329,7 @@ def test_options_reach_the_device(exported: Export) -> None:
         ({"performance_hint": "fast"}, "unknown performance_hint 'fast'; available: cumulative_throughput, latency"),
         ({"inference_precision": "f8"}, "unknown inference_precision 'f8'; available: bf16, f16, f32"),
         ({"streams": 0}, "streams=0: a whole number of at least 1 is needed"),
-        ({"threads": 1.5}, "threads=1.5: a whole number of at least 1 is needed"),
+        ({"threads": 0}, "threads=0: a whole number of at least 1 is needed"),
         ({"sizes": {"depth": 8}}, "unknown size 'depth'; available: batch, height, width"),
         ({"arena": True}, "unknown option for the engine openvino 'arena'; available: cache_dir, device, "),
     ],

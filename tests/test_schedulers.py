@@ -170,6 +170,7 @@ def compare(
     step_rtol: float = STEP_RTOL,
     chain_rtol: float = CHAIN_RTOL,
     timestep_rtol: float = 0,
+    sigma_rtol: float = 1e-6,
     run: Mapping[str, Any] | None = None,
     **step: Any,
 ) -> None:
@@ -178,7 +179,7 @@ def compare(
     for forced, tolerance in ((True, step_rtol), (False, chain_rtol)):
         for scheduler in (ours, theirs):
             scheduler.set_timesteps(steps, **(run or {}))
-        same_schedule(ours, theirs, timestep_rtol=timestep_rtol)
+        same_schedule(ours, theirs, timestep_rtol=timestep_rtol, sigma_rtol=sigma_rtol)
         worst = drive(ours, theirs, forced=forced, **step)
         assert worst < tolerance, f"{name} {dict(options)}, {steps} steps, forced={forced}: {worst:.2g}"
 
@@ -228,12 +229,17 @@ def test_the_sigmoid_schedule_agrees_to_the_last_place() -> None:
 
 @pytest.mark.parametrize("name", schedulers.SCHEDULERS)
 def test_the_cosine_schedule_agrees_with_diffusers(name: str) -> None:
+    # PNDM's first step starts where next to nothing of the signal is left, and divides by its root: 1.4e-4 where torch
+    # computes its roots with AVX2 alone
+    tolerance = 3e-4 if name == "PNDMScheduler" else STEP_RTOL
     for spacing in SPACINGS:
         for steps in (7, 20):
             compare(
                 name,
                 {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction", "timestep_spacing": spacing},
                 steps,
+                step_rtol=tolerance,
+                chain_rtol=2 * tolerance,
             )
 
 

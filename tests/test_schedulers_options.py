@@ -87,7 +87,15 @@ def test_options_agree_with_diffusers(name: str) -> None:
         steep = options.get("solver_order") == 3 and options.get("algorithm_type") == "sde-dpmsolver++"
         for steps in (3, 7, 20):
             if not both_refuse(name, {**STABLE_DIFFUSION, **options}, steps):
-                compare(name, {**STABLE_DIFFUSION, **options}, steps, chain_rtol=1e-4 if steep else CHAIN_RTOL)
+                # the fourth-order corrector divides third differences by short steps: 5e-5 where torch has AVX2 alone
+                fourth = options.get("solver_order") == 4
+                compare(
+                    name,
+                    {**STABLE_DIFFUSION, **options},
+                    steps,
+                    step_rtol=1e-4 if fourth else STEP_RTOL,
+                    chain_rtol=1e-4 if steep or fourth else CHAIN_RTOL,
+                )
 
 
 @pytest.mark.parametrize(
@@ -127,18 +135,22 @@ def test_sigmas_laid_out_by_a_rule_agree_with_diffusers(name: str) -> None:
 def test_zero_terminal_snr_agrees_with_diffusers(name: str) -> None:
     base = {**STABLE_DIFFUSION, "rescale_betas_zero_snr": True}
     ours, theirs = pair(name, **base)
-    # The rescaling takes square roots, which differ from torch's by a unit in the last place, and one minus ratios near 1.
-    np.testing.assert_allclose(ours.betas, theirs.betas.numpy(), rtol=0, atol=5e-7)
-    np.testing.assert_allclose(ours.alphas_cumprod, theirs.alphas_cumprod.numpy(), rtol=1e-6, atol=0)
+    # The rescaling takes square roots, which differ from torch's by a unit in the last place, and one minus ratios near 1:
+    # 3e-7 where torch computes with AVX-512, 3e-6 where with AVX2.
+    np.testing.assert_allclose(ours.betas, theirs.betas.numpy(), rtol=0, atol=5e-6)
+    np.testing.assert_allclose(ours.alphas_cumprod, theirs.alphas_cumprod.numpy(), rtol=5e-6, atol=0)
     for prediction in ("v_prediction", "epsilon", "sample"):
         for spacing in SPACINGS:
             options = {**base, "prediction_type": prediction, "timestep_spacing": spacing, "clip_sample": False}
             options = {key: value for key, value in options.items() if key in ours.defaults}
             for steps in (4, 20):
                 if not both_refuse(name, options, steps):
-                    # Ancestral steps down from sigma 4096 take a difference of squares whose rounding errors come to 1e-4.
-                    tolerance = 2e-4 if name == "EulerAncestralDiscreteScheduler" else STEP_RTOL
-                    compare(name, options, steps, step_rtol=tolerance, chain_rtol=2 * tolerance)
+                    # Euler's steps down from sigma 4096 take differences of squares, whose rounding errors come to 1e-4, and to
+                    # 5e-4 where torch's roots are those of AVX2.
+                    tolerance = 1e-3 if name.startswith("Euler") else STEP_RTOL
+                    compare(
+                        name, options, steps, step_rtol=tolerance, chain_rtol=2 * tolerance, sigma_rtol=5e-6
+                    )  # as the betas that they come from
 
 
 @pytest.mark.parametrize("eta", [0.3, 1.0])
