@@ -229,8 +229,8 @@ def test_the_sigmoid_schedule_agrees_to_the_last_place() -> None:
 
 @pytest.mark.parametrize("name", schedulers.SCHEDULERS)
 def test_the_cosine_schedule_agrees_with_diffusers(name: str) -> None:
-    # PNDM's first step starts where next to nothing of the signal is left, and divides by its root: 1.4e-4 where torch
-    # computes its roots with AVX2 alone
+    # PNDM's first step starts where next to nothing of the signal is left, and divides by its root: 1.4e-4 was
+    # measured on a processor with AVX2 alone, where nothing told which operation of torch's it is
     tolerance = 3e-4 if name == "PNDMScheduler" else STEP_RTOL
     for spacing in SPACINGS:
         for steps in (7, 20):

@@ -87,7 +87,7 @@ def test_options_agree_with_diffusers(name: str) -> None:
         steep = options.get("solver_order") == 3 and options.get("algorithm_type") == "sde-dpmsolver++"
         for steps in (3, 7, 20):
             if not both_refuse(name, {**STABLE_DIFFUSION, **options}, steps):
-                # the fourth-order corrector divides third differences by short steps: 5e-5 where torch has AVX2 alone
+                # the fourth-order corrector divides third differences by short steps: 5e-5 on an AVX2 processor
                 fourth = options.get("solver_order") == 4
                 compare(
                     name,
@@ -136,7 +136,7 @@ def test_zero_terminal_snr_agrees_with_diffusers(name: str) -> None:
     base = {**STABLE_DIFFUSION, "rescale_betas_zero_snr": True}
     ours, theirs = pair(name, **base)
     # The rescaling takes square roots, which differ from torch's by a unit in the last place, and one minus ratios near 1:
-    # 3e-7 where torch computes with AVX-512, 3e-6 where with AVX2.
+    # 3e-7 was measured on a processor with AVX-512, 3e-6 on one with AVX2.
     np.testing.assert_allclose(ours.betas, theirs.betas.numpy(), rtol=0, atol=5e-6)
     np.testing.assert_allclose(ours.alphas_cumprod, theirs.alphas_cumprod.numpy(), rtol=5e-6, atol=0)
     for prediction in ("v_prediction", "epsilon", "sample"):
@@ -146,7 +146,7 @@ def test_zero_terminal_snr_agrees_with_diffusers(name: str) -> None:
             for steps in (4, 20):
                 if not both_refuse(name, options, steps):
                     # Euler's steps down from sigma 4096 take differences of squares, whose rounding errors come to 1e-4, and to
-                    # 5e-4 where torch's roots are those of AVX2.
+                    # 5e-4 on an AVX2 processor.
                     tolerance = 1e-3 if name.startswith("Euler") else STEP_RTOL
                     compare(
                         name, options, steps, step_rtol=tolerance, chain_rtol=2 * tolerance, sigma_rtol=5e-6

@@ -19,7 +19,6 @@ from ._coreml import PackagedGraph, Packages, Stage, stored_packages
 from ._coreml_import import ct
 
 PARITY_OPTIONS: dict[str, Any] = {"compute_units": "CPU_ONLY"}
-EXTRA = "coreml"
 # The best first. What a device lacks falls to the CPU, as Core ML decides.
 DEVICES = {"all": "ALL", "ne": "CPU_AND_NE", "gpu": "CPU_AND_GPU", "cpu": "CPU_ONLY"}
 FEATURE_TYPES = ct.proto.FeatureTypes_pb2.ArrayFeatureType

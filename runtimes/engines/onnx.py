@@ -20,10 +20,9 @@ from ..signature import Signature
 from . import Arrays, fit
 from ._onnx_providers import HOW_TO_GET, Provider, devices, providers_for, require
 
-__all__ = ["EXTRA", "PARITY_OPTIONS", "OnnxEngine", "devices", "open_graph", "report"]
+__all__ = ["PARITY_OPTIONS", "OnnxEngine", "devices", "open_graph", "report"]
 
 PARITY_OPTIONS: dict[str, Any] = {"tf32": False}  # on a GPU; the CPU has none
-EXTRA = "gpu"
 # Sets of buffers that are kept, one for each combination of input shapes that was run last.
 KEPT_SHAPES = 4
 

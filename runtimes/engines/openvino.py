@@ -17,7 +17,6 @@ from ..signature import Signature
 from . import Arrays, fit
 from ._openvino import configuration, core, plugin, present, resized, take_float_timestep
 
-EXTRA = "openvino"
 PARITY_OPTIONS: dict[str, Any] = {"inference_precision": "f32"}
 HOW_TO_GET = {
     "gpu": "an Intel GPU with its OpenCL driver (intel-opencl-icd)",

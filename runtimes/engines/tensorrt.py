@@ -18,7 +18,6 @@ from ._tensorrt_plans import cache_folder, cache_key, identity, require_fit, tim
 from ._tensorrt_run import TensorRTEngine
 
 PARITY_OPTIONS: dict[str, Any] = {}  # a plan computes as it was built
-EXTRA = "tensorrt"
 
 _log = logging.getLogger("ingot")
 

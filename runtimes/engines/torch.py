@@ -31,7 +31,6 @@ from ._torch_graph import read_program
 from ._torch_settings import tf32 as tf32_switch
 from ._torch_settings import thread_count
 
-EXTRA = "torch"
 EXACT = "exact"  # as a device: the CPU, or what the code was compiled for, with whole float32
 PARITY_OPTIONS: dict[str, Any] = {"device": EXACT}
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
