@@ -318,7 +318,8 @@ def test_a_stopped_export_leaves_nothing_that_opens(tiny_sd: Any, tmp_path: Path
         while not list(tmp_path.glob(".bundle*/*")) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(stop)
-    assert process.returncode == (130 if stop is signal.SIGINT else -signal.SIGKILL)
+    # Python ends by the signal itself where Ctrl-C fell into an exec() of a library; shells show 130 for both
+    assert process.returncode in ((130, -signal.SIGINT) if stop is signal.SIGINT else (-signal.SIGKILL,))
     assert not (tmp_path / "bundle").exists()
     assert not list(tmp_path.rglob("ingot.json"))
     ingot.export(tiny_sd.folder, tmp_path / "bundle", progress=False)
