@@ -37,7 +37,7 @@ def cast_components(
             for name in wanted.targets:
                 bar.set_description(f"{component.role} to {name}")
                 files[name][component.role] = written = _write(component, name, folder, wanted, bar)
-                graphs.append(certified(component, name, written, folder, bar))
+                graphs += [certified(component, name, form, folder, bar) for form in (*written.forms, written)]
                 require_parity_data(component, folder / data, written.signature)
                 bar.update()
             component.traces.clear()
@@ -64,12 +64,13 @@ def certified(component: Component, name: str, written: GraphFile, folder: Path,
     )
     if not bar.disable:
         bar.write(
-            f"{component.role} on {name}: {written.dtype}, {readable(size)}, relative L2 {certificate.rel_l2:.1e} "
+            f"{component.role} on {name}: {written.dtype}{f', for {written.form}' if written.form else ''}, {readable(size)}, "
+            f"relative L2 {certificate.rel_l2:.1e} "
             f"(limit {certificate.limit:.0e}){lower}"
         )
     return Graph(
         engine=name, precision=written.dtype, files=names, signature=written.signature, nodes=written.node_count,
-        parity=certificate, options=written.stored, computed=computed,
+        parity=certificate, options=written.stored, computed=computed, form=written.form,
     )  # fmt: skip
 
 
@@ -90,7 +91,7 @@ def _share(
 ) -> dict[str, ComponentEntry]:
     """Store weights that several ONNX graphs have in common once, say where they lie now, and certify what was rewritten
     again."""
-    written = {file.path: (name, file) for graphs in files.values() for name, file in graphs.items()}
+    written = {form.path: form for graphs in files.values() for file in graphs.values() for form in (*file.forms, file)}
     graphs = [path for path in written if path.suffix == ".onnx"]
     if not share_weights(sorted(graphs)).files:
         return entries
@@ -104,7 +105,7 @@ def _share(
         now = (graph.files[0], *_names(path, folder), *others)
         if set(now) == set(graph.files):
             return graph
-        certificate, computed = parity.check_file(by_role[role], graph.engine, written[path][1])
+        certificate, computed = parity.check_file(by_role[role], graph.engine, written[path])
         return msgspec.structs.replace(graph, files=now, parity=certificate, computed=computed)
 
     return {

@@ -25,6 +25,13 @@ NOTHING = (aten.alias.default, aten.detach.default, aten.detach_.default, aten.l
 CASTS = (aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other, aten.type_as.default)
 
 
+# what changes a parameter's shape alone
+RESHAPES = (
+    torch.ops.aten.unsqueeze.default, torch.ops.aten.slice.Tensor, torch.ops.aten.reshape.default,
+    torch.ops.aten.view.default, torch.ops.aten.squeeze.dim, torch.ops.aten.alias.default,
+)  # fmt: skip
+
+
 def prepared(
     program: ExportedProgram, features: Sequence[Feature], *, dynamic: bool, decomposed: bool = False
 ) -> ExportedProgram:
@@ -49,7 +56,20 @@ def prepared(
             node.replace_all_uses_with(result)
             result.meta["val"] = node.meta["val"]
         graph.erase_node(node)
+    _name_reshaped(program, graph)
     return _rebuilt(program, graph)
+
+
+def _name_reshaped(program: ExportedProgram, graph: Graph) -> None:
+    """Call what is only a parameter in another shape by its name: coremltools names the constant that it folds after it."""
+    specs = program.graph_signature.input_specs
+    owners = {spec.arg.name: spec.arg.name for spec in specs if spec.kind is InputKind.PARAMETER}
+    for node in graph.nodes:
+        source = node.args[0] if node.op == "call_function" and node.args else None
+        if node.target in RESHAPES and isinstance(source, Node) and source.name in owners:
+            owner = owners[source.name]
+            node._rename(f"{owner}_folded")
+            owners[node.name] = owner
 
 
 def _mutates(node: Node) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ingot.exporters.add import add
     from ingot.exporters.export import export
+    from ingot.quantization.quantize import quantize
     from ingot.runtimes.bundle import Bundle
     from ingot.runtimes.errors import BundleError, EngineError, ExportError, IngotError, InputError, ParityError
     from ingot.runtimes.load import load
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Bundle", "BundleError", "EngineError", "ExportError", "Generator", "IngotError", "InputError", "ParityError",
-    "add", "export", "load", "verify",
+    "add", "export", "load", "quantize", "verify",
 ]  # fmt: skip
 
 _HOME = {
@@ -32,6 +33,7 @@ _HOME = {
     "Generator": "runtimes.noise",
     "export": "exporters.export",
     "load": "runtimes.load",
+    "quantize": "quantization.quantize",
     "verify": "runtimes.verify",
 }
 
@@ -43,13 +45,11 @@ def __getattr__(name: str) -> Any:
     try:
         value = getattr(importlib.import_module(f"ingot.{_HOME.get(name, 'runtimes.errors')}"), name)
     except ModuleNotFoundError as error:
-        if name not in ("add", "export") or (error.name or "").startswith("ingot"):
+        if name not in ("add", "export", "quantize") or (error.name or "").startswith("ingot"):
             raise
         from ingot.runtimes.errors import ExportError
 
-        raise ExportError(
-            f"exporting needs {error.name}, which is not installed: pip install 'ingot[export]'"
-        ) from error
+        raise ExportError(f"{name} needs {error.name}, which is not installed: pip install 'ingot[export]'") from error
     globals()[name] = value
     return value
 

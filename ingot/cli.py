@@ -1,4 +1,4 @@
-"""The command line: `ingot export | add | generate | inspect | verify | resources | doctor`."""
+"""The command line: `ingot export | add | quantize | generate | inspect | verify | resources | doctor`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ingot.runtimes.errors import IngotError
 from . import commands
 
 TARGETS = "onnx, openvino, coreml, tensorrt or torch"
+SCHEMES = "int8-dynamic, int8-weights, int4-weights, int8-static, int8-hybrid, fp16, bf16, palette-8, palette-6, palette-4 or fp8"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(required=True, metavar="COMMAND")
     _add_export(verbs.add_parser("export", help="cast a checkpoint into a bundle"))
     _add_add(verbs.add_parser("add", help="add targets to a bundle"))
+    _add_quantize(verbs.add_parser("quantize", help="add smaller and faster graphs, with what they cost"))
     _add_generate(verbs.add_parser("generate", help="make pictures from prompts"))
     _add_inspect(verbs.add_parser("inspect", help="show what a bundle holds"))
     _add_verify(verbs.add_parser("verify", help="hold a bundle against its manifest"))
@@ -87,6 +89,16 @@ def _add_export(command: argparse.ArgumentParser) -> None:
     command.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="the folder to make")
     command.add_argument("--to", default="onnx", metavar="TARGET[,TARGET]", help=f"{TARGETS} (default: onnx)")
     _add_casting(command)
+    command.add_argument(
+        "--rewrite", dest="rewrites", action="append", default=[], metavar="NAME[=VALUE]",
+        help="change the model first, as in fused_qkv or token_merging=0.5; a wrong name is answered with those that exist",
+    )  # fmt: skip
+    command.add_argument(
+        "--deep-cache",
+        type=int,
+        metavar="BRANCH",
+        help="write a shallow UNet too; 0 is the cheapest, the outermost layers",
+    )
     command.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     command.set_defaults(run=commands.export)
 
@@ -120,9 +132,40 @@ def _add_casting(command: argparse.ArgumentParser) -> None:
         metavar="TARGET.OPTION=VALUE",
         help="an option of a target, as in coreml.attention=original; a wrong name is answered with those that exist",
     )
+    command.add_argument("--vae", metavar="FOLDER", help="another autoencoder to decode with, such as a tiny one")
     command.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub id")
     command.add_argument("--config", metavar="FOLDER", help="for a single file: a checkpoint of the same architecture")
     command.add_argument("--allow-pickle", action="store_true", help="read .bin and .ckpt weights, which can run code")
+
+
+def _add_quantize(command: argparse.ArgumentParser) -> None:
+    command.add_argument("bundle", type=Path, metavar="BUNDLE")
+    how = command.add_mutually_exclusive_group(required=True)
+    how.add_argument("--scheme", metavar="SCHEME[,SCHEME]", help=SCHEMES)
+    how.add_argument("--auto", action="store_true", help="measure every scheme here and keep what is on the frontier")
+    how.add_argument("--recipe", type=Path, metavar="PATH", help="repeat what a bundle, or a file of recipes, says")
+    command.add_argument("--to", metavar="ENGINE[,ENGINE]", help="engines (default: those of the bundle that have it)")
+    command.add_argument("--components", metavar="ROLE[,ROLE]", help="components (default: all)")
+    command.add_argument(
+        "--keep", action="append", default=[], metavar="PATTERN", help="layers to leave in floats, as in '*.conv_in'"
+    )
+    command.add_argument("--calibrate", type=Path, metavar="FILE", help="prompts that static schemes are calibrated on")
+    command.add_argument("--calls", type=int, default=32, metavar="N", help="calls to calibrate with (default: 32)")
+    command.add_argument(
+        "--prompts", dest="prompt_file", type=Path, metavar="FILE", help="prompts to measure damage on"
+    )
+    command.add_argument("--min-psnr", type=float, metavar="DB", help="floor of the pictures, against the float graphs")
+    command.add_argument("--min-checker", type=float, metavar="SHARE", help="floor of the model's checker, 0 to 1")
+    command.add_argument("--steps", type=int, default=20, metavar="N", help="denoising steps (default: 20)")
+    command.add_argument("--guidance", type=float, default=4.0, metavar="G", help="guidance scale (default: 4)")
+    command.add_argument("--size", type=size, metavar="HxW", help="height x width (default: the model's own)")
+    command.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the first picture (default: 0)")
+    command.add_argument(
+        "--set", dest="options", type=option, action="append", default=[], metavar="ENGINE.OPTION=VALUE",
+        help="an option of a toolchain, as in onnx.block_size=64",
+    )  # fmt: skip
+    command.add_argument("--overwrite", action="store_true", help="make graphs anew that the bundle has")
+    command.set_defaults(run=commands.quantize)
 
 
 def _add_resources(command: argparse.ArgumentParser) -> None:
@@ -143,6 +186,27 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--guidance", type=float, default=7.5, metavar="G", help="classifier-free guidance (default: 7.5)"
     )
+    command.add_argument(
+        "--guidance-start",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share of the steps before guidance (default: 0)",
+    )
+    command.add_argument(
+        "--guidance-end",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="share of the steps where guidance ends (default: 1)",
+    )
+    command.add_argument(
+        "--cache-interval",
+        type=int,
+        default=1,
+        metavar="N",
+        help="with DeepCache: the full UNet every N steps (default: 1)",
+    )
     command.add_argument("--size", type=size, metavar="HxW", help="height x width (default: the model's own)")
     command.add_argument(
         "--seed", type=int, default=0, metavar="S", help="seed of the first picture; the next takes S+1 (default: 0)"
@@ -152,6 +216,9 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
     command.add_argument("--grid", action="store_true", help="one file with all pictures in rows")
     command.add_argument("--engine", metavar="ENGINE", help=f"{TARGETS} (default: by what the machine has)")
     command.add_argument("--device", metavar="DEVICE", help="cpu, cuda, gpu, mps, … (default: by what the machine has)")
+    command.add_argument(
+        "--precision", metavar="NAME", help="float32, int8-static, … (default: what the bundle has first)"
+    )
     command.add_argument("--threads", type=int, metavar="N", help="threads of the engine")
     command.add_argument("--quiet", action="store_true", help="no progress bar")
     command.add_argument(
@@ -168,6 +235,7 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
 def _add_inspect(command: argparse.ArgumentParser) -> None:
     command.add_argument("bundle", type=Path, metavar="BUNDLE")
     command.add_argument("--json", action="store_true", help="print the manifest")
+    command.add_argument("--recipes", action="store_true", help="print the recipes of its quantized graphs, as JSON")
     command.set_defaults(run=commands.inspect)
 
 

@@ -14,19 +14,20 @@ from PIL import Image
 
 from ingot import __version__
 from ingot.runtimes import engines
-from ingot.runtimes.bundle import Bundle
+from ingot.runtimes.bundle import Bundle, describe_graph
 from ingot.runtimes.engines import Engine
 from ingot.runtimes.errors import EngineError, ExportError, InputError
 from ingot.runtimes.images import grid
 from ingot.runtimes.load import load
-from ingot.runtimes.manifest import Certificate, Graph, ImageParity
+from ingot.runtimes.manifest import Certificate, Graph, ImageParity, Quality, Quantization
 
 
 def export(options: argparse.Namespace) -> None:
     """`ingot export`."""
     import ingot
 
-    path = ingot.export(options.model, options.output, **_casting(options))
+    rewriting = {"rewrites": options.rewrites, "deep_cache": options.deep_cache}
+    path = ingot.export(options.model, options.output, **_casting(options), **rewriting)
     print(f'wrote {path}: `ingot generate {path} "PROMPT"` makes a picture')
 
 
@@ -41,15 +42,40 @@ def add(options: argparse.Namespace) -> None:
 def _casting(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments that export and add have in common."""
     height, width = options.size or (None, None)
-    of_targets: dict[str, dict[str, Any]] = {}
-    for target, name, value in options.options:
-        of_targets.setdefault(target, {})[name] = value
     return {
         "to": [name.strip() for name in options.to.split(",")],
         "dtype": options.dtype, "height": height, "width": width, "batch": options.batch,
-        "static": options.static, "options": of_targets, "revision": options.revision, "config": options.config,
+        "static": options.static, "options": _of_targets(options.options), "vae": options.vae, "revision": options.revision,
+        "config": options.config,
         "allow_pickle": options.allow_pickle, "overwrite": options.overwrite, "command": " ".join(["ingot", *sys.argv[1:]]),
     }  # fmt: skip
+
+
+def quantize(options: argparse.Namespace) -> None:
+    """`ingot quantize`."""
+    import ingot
+
+    height, width = options.size or (None, None)
+    prompts = _lines(options.prompt_file) if options.prompt_file else None
+    path = ingot.quantize(
+        options.bundle, _names(options.scheme), to=_names(options.to), components=_names(options.components),
+        keep=options.keep, calibrate=options.calibrate, calls=options.calls, prompts=prompts, min_psnr=options.min_psnr,
+        min_checker=options.min_checker, auto=options.auto, recipe=options.recipe, num_inference_steps=options.steps,
+        guidance_scale=options.guidance, height=height, width=width, seed=options.seed, options=_of_targets(options.options),
+        overwrite=options.overwrite, command=" ".join(["ingot", *sys.argv[1:]]),
+    )  # fmt: skip
+    print(f"quantized {path}: `ingot inspect {path}` shows what it has now, and what that costs")
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",")]
+
+
+def _of_targets(options: list[tuple[str, str, Any]]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for target, name, value in options:
+        found.setdefault(target, {})[name] = value
+    return found
 
 
 def resources(options: argparse.Namespace) -> None:
@@ -76,7 +102,7 @@ def generate(options: argparse.Namespace) -> None:
     if options.output.suffix.lower() not in Image.registered_extensions():
         raise InputError(f"cannot save {options.output}: its ending names no picture format; .png would do")
     threads = {} if options.threads is None else {"threads": options.threads}
-    pipe = load(options.bundle, engine=options.engine, device=options.device, **threads)
+    pipe = load(options.bundle, engine=options.engine, device=options.device, precision=options.precision, **threads)
     if not options.quiet:
         print(f"engine: {pipe.choice}", file=sys.stderr)
     if options.scheduler:
@@ -87,6 +113,7 @@ def generate(options: argparse.Namespace) -> None:
     total = len(prompts) * options.count
     made = pipe(
         prompts, negative_prompt=options.negative, num_inference_steps=options.steps, guidance_scale=options.guidance,
+        guidance_start=options.guidance_start, guidance_end=options.guidance_end, cache_interval=options.cache_interval,
         height=height, width=width,
         num_images_per_prompt=options.count, seed=[options.seed + i for i in range(total)], progress=not options.quiet,
     )  # fmt: skip
@@ -99,6 +126,9 @@ def inspect(options: argparse.Namespace) -> None:
     from ingot.runtimes import manifest as manifests
 
     bundle = Bundle.open(options.bundle, hashes=False)
+    if options.recipes:
+        print(_recipes(bundle))
+        return
     if options.json:
         print(manifests.encode(bundle.manifest).decode(), end="")
         return
@@ -117,6 +147,8 @@ def inspect(options: argparse.Namespace) -> None:
         print(f"added {', '.join(addition.targets)} on {addition.created}")
     for engine, parity in manifest.parity.items():
         print(f"\nwhole pipeline on {engine}: {_picture(parity)}")
+    for name, quality in manifest.quality.items():
+        print(f"\nquantized, {name}: {_quality(quality)}")
 
 
 def verify(options: argparse.Namespace) -> None:
@@ -171,14 +203,19 @@ def _prompts(options: argparse.Namespace) -> list[str]:
         line for prompt in options.prompts for line in (sys.stdin.read().splitlines() if prompt == "-" else [prompt])
     ]
     if options.prompt_file:
-        try:
-            lines = options.prompt_file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read prompts from {options.prompt_file} as UTF-8: {error}") from error
-        prompts += [line.strip() for line in lines if line.strip()]
+        prompts += _lines(options.prompt_file)
     if not prompts:
         raise InputError('no prompt was given: ingot generate BUNDLE "PROMPT", or --prompts FILE')
     return prompts
+
+
+def _lines(file: Path) -> list[str]:
+    """The prompts in a file: a line each, empty ones left out."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read prompts from {file} as UTF-8: {error}") from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _save(images: list[Any], output: Path, as_grid: bool) -> list[Path]:
@@ -196,10 +233,12 @@ def _save(images: list[Any], output: Path, as_grid: bool) -> list[Path]:
 def _print_graph(bundle: Bundle, graph: Graph) -> None:
     size = sum(bundle.manifest.files[file].size for file in graph.files)
     nodes = f", {graph.nodes} nodes" if graph.nodes else ""
-    print(f"  {graph.engine} {graph.precision}: {graph.files[0]}, {size / 1e6:,.1f} MB{nodes}")
+    print(f"  {describe_graph(graph)}: {graph.files[0]}, {size / 1e6:,.1f} MB{nodes}")
     for arrow, specs in (("in ", graph.signature.inputs), ("out", graph.signature.outputs)):
         for spec in specs:
             print(f"    {arrow} {spec.name}: {spec.dtype}[{', '.join(map(str, spec.shape))}]")
+    if graph.quantization:
+        print(f"    quantized: {_recipe(graph.quantization)}")
     if graph.parity:
         print(f"    parity: {_figures(graph.parity)}")
     for dtype, parity in graph.computed.items():
@@ -217,6 +256,36 @@ def _picture(parity: ImageParity) -> str:
         f"{psnr} against diffusers (limit {parity.limit_db:.0f} dB), {parity.height}x{parity.width}, "
         f"{parity.num_inference_steps} steps, seed {parity.seed}, {parity.prompt!r}"
     )
+
+
+def _quality(quality: Quality) -> str:
+    psnr = "equal pictures" if quality.psnr_db is None else f"PSNR {quality.psnr_db:.1f} dB"
+    checker = (
+        "" if quality.checker is None else f", checker {quality.checker:.0%} (floats {quality.checker_float or 0:.0%})"
+    )
+    roles = ", ".join(f"{role} {name}" for role, name in quality.graphs.items())
+    return (
+        f"{psnr}, SSIM {quality.ssim:.3f}{checker} against the float graphs, over {quality.prompts} pictures of "
+        f"{quality.height}x{quality.width} in {quality.num_inference_steps} steps ({roles})"
+    )
+
+
+def _recipe(recipe: Quantization) -> str:
+    sqnr = "equal" if recipe.sqnr_db is None else f"SQNR {recipe.sqnr_db:.1f} dB"
+    faster = (
+        f", {recipe.timing.float_seconds / recipe.timing.seconds:.2f} times as fast on {recipe.timing.machine}"
+        if recipe.timing
+        else ""
+    )
+    return f"{recipe.layers - len(recipe.keep)} of {recipe.layers} layers of the {recipe.source} graph, {sqnr} over a trajectory{faster}"
+
+
+def _recipes(bundle: Bundle) -> str:
+    try:
+        from ingot.quantization import recipe
+    except ModuleNotFoundError as error:
+        raise ExportError(f"this needs {error.name}: pip install 'ingot[export]'") from error
+    return recipe.dump(recipe.recipes_of(bundle))
 
 
 def _export_packages() -> dict[str, str]:

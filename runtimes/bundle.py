@@ -50,15 +50,27 @@ class Bundle:
             raise BundleError(f"{self.path} has no {role!r}; it has: {', '.join(self.manifest.components)}")
         return self.manifest.components[role]
 
-    def graph(self, role: str, engine: str | None = None, precision: str | None = None) -> Graph:
-        """The first graph of a component that fits. Raises InputError naming those that there are."""
+    def graph(
+        self,
+        role: str,
+        engine: str | None = None,
+        precision: str | None = None,
+        *,
+        form: str | None = None,
+        device: str | None = None,
+    ) -> Graph:
+        """The first graph of a component that fits; one made for certain devices fits these alone.
+
+        Raises InputError naming those that there are.
+        """
         graphs = self.component(role).graphs
         for graph in graphs:
-            if engine in (None, graph.engine) and precision in (None, graph.precision):
+            wanted = (engine, graph.engine), (precision, graph.precision), (form, graph.form)
+            if all(asked in (None, has) for asked, has in wanted) and _for_device(graph, device):
                 return graph
-        wanted = " ".join(filter(None, (engine, precision)))
-        have = ", ".join(f"{graph.engine} {graph.precision}" for graph in graphs)
-        raise InputError(f"{role!r} in {self.path} has no graph for {wanted}; it has: {have or 'none'}")
+        asked = " ".join(filter(None, (engine, precision, form and f"for {form}", device and f"on {device}")))
+        have = ", ".join(map(describe_graph, graphs))
+        raise InputError(f"{role!r} in {self.path} has no graph for {asked}; it has: {have or 'none'}")
 
     def file(self, name: str) -> Path:
         """Where a file of the manifest lies. Raises BundleError for a name that leaves the bundle."""
@@ -108,6 +120,16 @@ class Bundle:
 def _unlisted(name: str) -> bool:
     """The manifest itself, and hidden files such as a desktop leaves anywhere."""
     return name == manifests.FILE_NAME or any(part.startswith(".") for part in PurePosixPath(name).parts)
+
+
+def describe_graph(graph: Graph) -> str:
+    """A graph in a few words: `onnx float32 for onnxruntime`."""
+    return f"{graph.engine} {graph.precision}{f' for {graph.form}' if graph.form else ''}"
+
+
+def _for_device(graph: Graph, device: str | None) -> bool:
+    devices = graph.options.get("devices")
+    return not devices or device is None or device.lower().partition(":")[0] in devices
 
 
 def describe_file(path: Path) -> FileEntry:

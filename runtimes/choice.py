@@ -6,13 +6,17 @@ import importlib.util
 import platform
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .bundle import Bundle
+from .bundle import Bundle, describe_graph
 from .engines import available, engine
 from .errors import EngineError, InputError, unknown
+from .manifest import Graph
+
+Precision = str | Mapping[str, str] | None
+"""For every component that has it, or by role."""
 
 # The first that the bundle has a graph for and the machine can run. Accelerators before processors; on those in the
 # order measured in benchmarks/README.md. Devices that are not here (an Intel GPU or NPU) are used when they are named.
@@ -46,17 +50,18 @@ def choose(
     roles: Sequence[str],
     name: str | None = None,
     device: str | None = None,
-    precision: str | None = None,
+    precision: Precision = None,
 ) -> Choice:
     """What the caller named, completed by what the machine has.
 
     Raises InputError for an engine that the bundle has no graphs for, EngineError when nothing here can run it, each
     naming what there is.
     """
+    _require_roles(bundle, precision)
     held = engines_of(bundle, roles, precision)
     if name is not None and name not in available():
         raise unknown("engine", name, available())
-    asked = " ".join(filter(None, (name, precision)))
+    asked = " ".join(filter(None, (name, _text(precision))))
     if asked and (name not in held if name else not held):
         adds = f". `ingot add {bundle.path} --to {name}` adds them" if name else ""
         raise InputError(f"{bundle.path} has no graphs for {asked}; it has: {_held(bundle)}{adds}")
@@ -80,13 +85,63 @@ def choose(
     raise EngineError(f"nothing here runs {bundle.path}: {'; '.join(refused) or 'its components share no engine'}")
 
 
-def engines_of(bundle: Bundle, roles: Sequence[str], precision: str | None = None) -> list[str]:
-    """The engines that every one of these components has a graph for, in the bundle's order."""
-    sets = [
-        [graph.engine for graph in bundle.component(role).graphs if precision in (None, graph.precision)]
-        for role in roles
-    ]
-    return [name for name in dict.fromkeys(sets[0]) if all(name in names for names in sets)] if sets else []
+def engines_of(bundle: Bundle, roles: Sequence[str], precision: Precision = None) -> list[str]:
+    """The engines that every one of these components has a graph for, in the bundle's order, and that have the precision
+    for all of those that were named with one, or for one component at least."""
+    held = [bundle.component(role).graphs for role in roles]
+    names = list(dict.fromkeys(graph.engine for graph in held[0])) if held else []
+    names = [name for name in names if all(any(graph.engine == name for graph in graphs) for graphs in held)]
+    if precision is None:
+        return names
+
+    def has(role: str, name: str, wanted: str) -> bool:
+        return any(g.engine == name and g.precision == wanted for g in bundle.component(role).graphs)
+
+    if isinstance(precision, str):
+        return [name for name in names if any(has(role, name, precision) for role in roles)]
+    return [name for name in names if all(has(role, name, wanted) for role, wanted in precision.items())]
+
+
+def pick(
+    bundle: Bundle,
+    roles: Sequence[str],
+    engine: str | None,
+    precision: Precision = None,
+    *,
+    form: str | None = None,
+    device: str | None = None,
+) -> dict[str, Graph]:
+    """The graph of each component. A precision that is the name of a set measured together means that set; components
+    without the precision get their first graph. Raises InputError naming what there is."""
+    if isinstance(precision, str):
+        known = bundle.manifest.quality.get(f"{engine} {precision}")
+        precision = (known.graphs if known else {}) or dict.fromkeys(roles, precision)
+        wanted = {role: name for role, name in precision.items() if _has(bundle, role, engine, name)}
+    else:
+        wanted = dict(precision or {})
+    return {role: _graph(bundle, role, engine, wanted.get(role), form, device) for role in roles}
+
+
+def _require_roles(bundle: Bundle, precision: Precision) -> None:
+    named = [] if precision is None or isinstance(precision, str) else list(precision)
+    have = bundle.manifest.components
+    if strange := [role for role in named if role not in have]:
+        raise InputError(
+            f"precision names {', '.join(strange)}, which {bundle.path} has not; it has: {', '.join(have)}"
+        )
+
+
+def _has(bundle: Bundle, role: str, engine: str | None, precision: str) -> bool:
+    graphs = bundle.manifest.components[role].graphs if role in bundle.manifest.components else ()
+    return any(engine in (None, graph.engine) and graph.precision == precision for graph in graphs)
+
+
+def _graph(
+    bundle: Bundle, role: str, engine: str | None, precision: str | None, form: str | None, device: str | None
+) -> Graph:
+    """A form is asked of the components that have it."""
+    forms = {g.form for g in bundle.component(role).graphs if g.engine == engine}
+    return bundle.graph(role, engine, precision, form=form if form in forms else None, device=device)
 
 
 def _by_device(names: Sequence[str], device: str, refused: list[str]) -> Choice:
@@ -138,4 +193,10 @@ def _same(device: str, place: str) -> bool:
 
 def _held(bundle: Bundle) -> str:
     graphs = (graph for entry in bundle.manifest.components.values() for graph in entry.graphs)
-    return ", ".join(dict.fromkeys(f"{graph.engine} {graph.precision}" for graph in graphs)) or "none"
+    return ", ".join(dict.fromkeys(map(describe_graph, graphs))) or "none"
+
+
+def _text(precision: Precision) -> str | None:
+    if precision is None or isinstance(precision, str):
+        return precision
+    return ", ".join(f"{role} {name}" for role, name in precision.items())

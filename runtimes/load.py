@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from .bundle import Bundle
-from .choice import choose
+from .choice import Precision, choose, pick
 from .engines import Engine, open_with
 from .errors import BundleError
 from .manifest import Graph
@@ -24,7 +24,8 @@ def load(
     *,
     engine: str | None = None,
     device: str | None = None,
-    precision: str | None = None,
+    precision: Precision = None,
+    form: str | None = None,
     verify: bool = True,
     **options: Any,
 ) -> Any:
@@ -32,13 +33,15 @@ def load(
 
     `engine` (onnx, openvino, coreml, tensorrt, torch), `device` (cpu, cuda, mps, …) and `precision` choose among the
     bundle's graphs; what is not said follows from what this machine has: `pipe.choice` and the logger "ingot" say what
-    was picked and why. `verify=False` checks the sizes of the files in use but not their hashes. `options` go to the
+    was picked and why. `precision` is one name, float32 or int8-static, for every component that has it, or a name for
+    each role, `{"unet": "int8-static"}`; `form=""` takes the graphs that every reader takes where there is one written
+    for an engine alone. `verify=False` checks the sizes of the files in use but not their hashes. `options` go to the
     engine, such as `threads=`; an unknown one is answered with those that there are. Raises BundleError for a bundle
     that was changed or is not whole, InputError for names that the bundle or Ingot do not have, EngineError for an
     engine or a device that is not here.
     """
     bundle = Bundle.open(path, hashes=False)
-    return build(bundle, engine=engine, device=device, precision=precision, hashes=verify, **options)
+    return build(bundle, engine=engine, device=device, precision=precision, form=form, hashes=verify, **options)
 
 
 def build(
@@ -46,16 +49,19 @@ def build(
     *,
     engine: str | None = None,
     device: str | None = None,
-    precision: str | None = None,
+    precision: Precision = None,
+    form: str | None = None,
     hashes: bool = False,
     open_graph: Callable[[Bundle, Graph], Engine] | None = None,
+    graphs: Mapping[str, Graph] | None = None,
     **options: Any,
 ) -> Any:
     """The pipeline of a bundle that is open already; `hashes` checks the files in use, `open_graph` stands in for the
-    engine that the choice names."""
+    engine that the choice names, `graphs` by role for the choice itself."""
     manifest = bundle.manifest
     family = pipeline_class(manifest.pipeline)
-    wanted = [role for role in family.roles if role in manifest.components] or list(manifest.components)
+    known = (*family.roles, *getattr(family, "optional_roles", ()))
+    wanted = [role for role in known if role in manifest.components] or list(manifest.components)
     if engine is None and "providers" in options:
         engine = "onnx"  # only ONNX Runtime has them
     if open_graph is None:
@@ -64,7 +70,12 @@ def build(
         engine = chosen.engine
         if chosen.device is not None and (device is not None or "providers" not in options):
             options["device"] = chosen.device
-    graphs = {role: bundle.graph(role, engine, precision) for role in wanted}
+    if form is None and "providers" in options:
+        form = ""  # any provider takes these
+    if graphs is None:
+        graphs = pick(bundle, wanted, engine, precision, form=form, device=options.get("device"))
+    else:
+        graphs = {role: graphs[role] for role in wanted}
     if hashes:
         bundle.require([*(file for graph in graphs.values() for file in graph.files), *manifest.tokenizers.values()])
     engines: dict[str, Engine] = {}

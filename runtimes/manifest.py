@@ -9,13 +9,18 @@ import msgspec
 from .errors import BundleError
 from .signature import Signature
 
-SCHEMA = 2
-READABLE = (1, 2)  # 2 added to a graph its engine's options and its parity at other computing precisions
+SCHEMA = 3
+# 2 added to a graph its engine's options and its parity at other computing precisions; 3 its form, rewrites and
+# quantization, and to the manifest what quantization costs
+READABLE = (1, 2, 3)
 FILE_NAME = "ingot.json"
 
 
 class Certificate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How far a graph is from the torch component on the recorded inputs: the worst over all calls and outputs."""
+    """How far a graph is from the torch component on the recorded inputs: the worst over all calls and outputs.
+
+    A quantized graph's limit is twice what was measured of it: it is held to what it was, its quality is judged elsewhere.
+    """
 
     calls: int
     max_abs: float
@@ -36,11 +41,52 @@ class ImageParity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     width: int
 
 
+class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The trajectories that ranges were found on: pictures of these prompts, the first with `seed`, the next with
+    `seed` + 1; `calls` of the component were used."""
+
+    prompts: tuple[str, ...]
+    seed: int
+    num_inference_steps: int
+    guidance_scale: float
+    height: int
+    width: int
+    calls: int
+
+
+class Timing(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The median seconds of a call, beside the float graph's in the same run."""
+
+    seconds: float
+    float_seconds: float
+    machine: str
+
+
+class Quantization(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The recipe of a quantized graph, and its own damage.
+
+    `source` is the precision of the graph it was made from, `fingerprint` the hash of that graph's layers, by which a
+    recipe knows its model; `keep` are the layers left in floats, of `layers` in all. `sqnr_db` is over all outputs of a
+    trajectory, against the float graph given the same inputs; None where not one bit differed.
+    """
+
+    scheme: str
+    source: str
+    fingerprint: str
+    layers: int
+    keep: tuple[str, ...]
+    options: dict[str, Any]
+    calibration: Calibration | None
+    sqnr_db: float | None
+    timing: Timing | None = None
+
+
 class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One compiled form of a component. `files[0]` is the one to open, the rest belong to it.
 
     `options` are what the engine must know to open it. `parity` is of the graph computed as exactly as its engine can,
-    `computed` of the same at lower precisions that a machine may choose by itself.
+    `computed` of the same at lower precisions that a machine may choose by itself. `form` is "" for the graph that every
+    reader takes, else whom it is written for. `rewrites` changed the model before it was traced.
     """
 
     engine: str
@@ -51,6 +97,9 @@ class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     parity: Certificate | None = None
     options: dict[str, Any] = {}
     computed: dict[str, Certificate] = {}
+    form: str = ""
+    rewrites: tuple[str, ...] = ()
+    quantization: Quantization | None = None
 
 
 class ComponentEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -61,6 +110,28 @@ class ComponentEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     graphs: tuple[Graph, ...]
     parameters: int
     parity_data: str | None = None
+
+
+class Quality(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a set of graphs, a precision by role, does to the pictures: against the bundle's float graphs with equal seeds.
+
+    `latents_sqnr_db`, `psnr_db`: None where nothing differed. `ssim` is the mean over pictures (Wang et al. 2004).
+    `checker` is the share of pictures that the model's own checker finds right, `checker_float` that of the float
+    graphs; None where there is no checker.
+    """
+
+    graphs: dict[str, str]
+    latents_sqnr_db: float | None
+    psnr_db: float | None
+    ssim: float
+    checker: float | None
+    checker_float: float | None
+    prompts: int
+    seed: int
+    num_inference_steps: int
+    guidance_scale: float
+    height: int
+    width: int
 
 
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -102,6 +173,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     files: dict[str, FileEntry]
     provenance: Provenance
     parity: dict[str, ImageParity] = {}
+    quality: dict[str, Quality] = {}  # by engine and precision: "openvino int8-static"
 
 
 def decode(text: bytes) -> Manifest:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .bundle import Bundle
+from .bundle import Bundle, describe_graph
 from .engines import Engine, engine
 from .errors import BundleError, EngineError, ExportError, InputError
 from .load import open_engine
@@ -43,7 +43,7 @@ def checks(path: str | Path, *, deep: bool = False, open_graph: Open | None = No
 def _run(
     bundle: Bundle, role: str, graph: Graph, data: str | None, open_graph: Open | None, options: dict[str, Any]
 ) -> str:
-    name = f"{role} on {graph.engine} {graph.precision}"
+    name = f"{role} on {describe_graph(graph)}"
     if data is None or graph.parity is None:
         raise BundleError(f"{name}: the bundle stores no parity data for it; export it again")
     absent = _absent(graph.engine)

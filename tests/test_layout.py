@@ -27,8 +27,8 @@ TOOLCHAINS = {
 # who may import which of our own folders, besides its own
 ALLOWED = {
     "runtimes": set(),
-    "exporters": {"runtimes", "shapes", "quantization"},
-    "quantization": {"runtimes"},
+    "exporters": {"runtimes", "shapes"},
+    "quantization": {"runtimes", "exporters", "shapes"},
     "benchmarks": {"runtimes", "exporters", "quantization", "shapes"},
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from .table import KERNELS, Tensors
 CONTROL_FLOW = {"cond": {"pred"}, "while_loop": {"loop_vars"}}
 Waiting = Value | Constant | Operation
 """What a name stands for: a value, one on disk, or the operation that unpacks it."""
+Watch = Callable[[str, Tensor], None]
 
 
 class Program:
@@ -43,19 +44,25 @@ class Program:
         """How many operations of each type it has, constants left out."""
         return Counter(operation.type for operation in self.package.main.walk())
 
-    def run(self, inputs: Mapping[str, NDArray[Any]], float16: bool = False) -> dict[str, NDArray[Any]]:
+    def run(
+        self, inputs: Mapping[str, NDArray[Any]], float16: bool = False, watch: Watch | None = None
+    ) -> dict[str, NDArray[Any]]:
         """Compute every output, in its declared dtype, from every input; floats may come in another float's dtype and
         integers in another integer's.
 
         Everything is computed in float32. With `float16` the result of each operation that the package declares as half
         precision is rounded to it, once; without, only the weights are as they were stored, so that an error of the graph
-        and one of rounding can be told apart. Raises InputError for inputs that do not fit, ExportError for an operation
-        that fails or gives another shape or kind of number than the package declares.
+        and one of rounding can be told apart. `watch` is told every value by its name, inputs first, when it is made.
+        Raises InputError for inputs that do not fit, ExportError for an operation that fails or gives another shape or kind
+        of number than the package declares.
         """
         values = self._accepted(inputs)
         main = self.package.main
         with torch.no_grad():
-            found = _Run(float16).block(main, values, {})
+            for name, value in zip(main.inputs, values, strict=True):
+                if watch:
+                    watch(name, value)
+            found = _Run(float16, watch).block(main, values, {})
         named = dict(zip(main.outputs, found, strict=True))
         with np.errstate(over="ignore"):  # more than half precision holds is infinite, with or without a word
             return {port.name: np.array(named[port.name].numpy(), port.dtype) for port in self.outputs}
@@ -76,8 +83,9 @@ class Program:
 class _Run:
     """One evaluation."""
 
-    def __init__(self, float16: bool) -> None:
+    def __init__(self, float16: bool, watch: Watch | None) -> None:
         self.float16 = float16
+        self.watch = watch
 
     def block(self, block: Block, inputs: Sequence[Value], outer: Mapping[str, Waiting]) -> list[Tensor]:
         """The outputs of a block, whose steps see the values around it too."""
@@ -85,6 +93,9 @@ class _Run:
         for operation, last in zip(block.operations, block.last_uses(), strict=True):
             results = self.operation(operation, known)
             known |= zip((result.name for result in operation.results), results, strict=True)
+            for result, value in zip(operation.results, results, strict=True):
+                if self.watch:
+                    self.watch(result.name, value)
             for name in last:
                 if name not in outer and not isinstance(known.get(name), Constant | Operation):
                     known.pop(name, None)

@@ -60,6 +60,14 @@ class Archive:
             )
         self._map = _mapped(file)
 
+    def members(self) -> list[str]:
+        """The names of its members, in their order."""
+        return list(self._members)
+
+    def content(self, name: str) -> memoryview:
+        """The bytes of a member, where the file is mapped."""
+        return self._bytes(name)
+
     def json(self, name: str) -> Any:
         """A JSON member."""
         try:

@@ -9,8 +9,8 @@ generator, and the `native_` forms that are told the sizes of their own inputs.
 from __future__ import annotations
 
 DEFAULT = """
-_adaptive_avg_pool2d _assert_async _assert_scalar _assert_tensor_metadata _local_scalar_dense _log_softmax
-_native_batch_norm_legit_no_training _safe_softmax _softmax _to_copy _upsample_bicubic2d_aa _upsample_bilinear2d_aa
+_adaptive_avg_pool2d _assert_async _assert_scalar _assert_tensor_metadata _int_mm _local_scalar_dense _log_softmax
+_native_batch_norm_legit_no_training _safe_softmax _scaled_mm _softmax _to_copy _upsample_bicubic2d_aa _upsample_bilinear2d_aa
 _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d abs absolute acos acosh
 adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d addbmm addcdiv
 addcmul addmm addmv affine_grid_generator alias all allclose alpha_dropout amax amin aminmax any arange arctan2
