@@ -15,7 +15,7 @@ import hashlib
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,20 +64,20 @@ def save(
 def share_weights(graphs: Sequence[Path]) -> Shared:
     """Store what several of these ONNX files hold alike once, in `shared.onnx_data`, and rewrite them in place.
 
-    Only tensors of at least 4 KiB with equal type, shape and bytes. Weights that are not shared stay where they were,
-    inside or beside the graph. Nothing is changed when nothing is shared.
+    Only tensors of at least 4 KiB with equal type, shape and bytes, and only where they lie in several places: two graphs
+    that read one file share it already. Weights that are not shared stay where they were, inside or beside the graph.
+    Nothing is changed when nothing is shared.
     """
     models = {path: _load(path) for path in graphs}
     groups = _alike(models)
     if not groups:
         return Shared((), 0, 0)
-    touched = sorted({path for group in groups for path, _ in group})
-    shared = [[value for _, value in group] for group in groups]
-    saved = sum(tensor_of(group[0][1]).nbytes * (len({path for path, _ in group}) - 1) for group in groups)
-    moved = {id(value) for values in shared for value in values}
-    files = _write_shared(shared, touched)
-    for path in touched:
-        _rewrite(models[path], path, moved)
+    touched = {path for group in groups for path, _ in group}
+    saved = sum(tensor_of(group[0][1]).nbytes * (len({_place(*one) for one in group}) - 1) for group in groups)
+    sources = {_data_of(value) for group in groups for _, value in group} - {None}
+    files = _write_shared([[value for _, value in group] for group in groups], sorted(touched))
+    for path in sorted(touched | _compact(models, sorted(data for data in sources if data))):
+        _rewrite(models[path], path)
     return Shared(files, len(groups), saved)
 
 
@@ -110,7 +110,8 @@ def _stored(model: ir.Model) -> list[ir.Value]:
 
 
 def _alike(models: dict[Path, ir.Model]) -> list[list[tuple[Path, ir.Value]]]:
-    """Groups of equal tensors that lie in more than one graph. Only what has a companion in shape is read at all."""
+    """Groups of equal tensors of more than one graph that do not lie in the same places for all of them. Only what has a
+    companion in shape is read at all, and what lies in one place is read once."""
     alike: dict[Any, list[tuple[Path, ir.Value]]] = defaultdict(list)
     for path, model in models.items():
         for value in _stored(model):
@@ -118,12 +119,39 @@ def _alike(models: dict[Path, ir.Model]) -> list[list[tuple[Path, ir.Value]]]:
             if tensor.nbytes >= SHARE_BYTES:
                 alike[tensor.dtype, tuple(tensor.shape)].append((path, value))
     equal: dict[bytes, list[tuple[Path, ir.Value]]] = defaultdict(list)
+    digests: dict[Any, bytes] = {}
     for (dtype, shape), group in alike.items():
-        for path, value in group if len({path for path, _ in group}) > 1 else ():
-            digest = hashlib.sha256(f"{dtype} {shape} ".encode())
-            digest.update(tensor_of(value).tobytes())
-            equal[digest.digest()].append((path, value))
-    return [group for group in equal.values() if len({path for path, _ in group}) > 1]
+        for path, value in group if _is_scattered(group) else ():
+            place = _place(path, value)
+            if place not in digests:
+                digest = hashlib.sha256(f"{dtype} {shape} ".encode())
+                digest.update(tensor_of(value).tobytes())
+                digests[place] = digest.digest()
+            equal[digests[place]].append((path, value))
+    return [group for group in equal.values() if _is_scattered(group)]
+
+
+def _is_scattered(group: list[tuple[Path, ir.Value]]) -> bool:
+    """Whether these tensors belong to several graphs, of which not all read them in the same places."""
+    places: dict[Path, set[Any]] = defaultdict(set)
+    for path, value in group:
+        places[path].add(_place(path, value))
+    return len({frozenset(found) for found in places.values()}) > 1
+
+
+def _place(path: Path, value: ir.Value) -> tuple[Any, ...]:
+    """Where a tensor lies on disk: in which file, by device and inode, and from where on; or in which graph."""
+    data = _data_of(value)
+    if data is None:
+        return path, value.name
+    found = data.stat()
+    return found.st_dev, found.st_ino, tensor_of(value).offset
+
+
+def _data_of(value: ir.Value) -> Path | None:
+    """The file beside the graph that a tensor lies in."""
+    tensor = tensor_of(value)
+    return Path(tensor.base_dir, tensor.location) if isinstance(tensor, ir.ExternalTensor) else None
 
 
 def _write_shared(groups: list[list[ir.Value]], graphs: list[Path]) -> tuple[Path, ...]:
@@ -150,14 +178,43 @@ def _free_name(folders: list[Path]) -> str:
     return next(name for name in names if not any((folder / name).exists() for folder in folders))
 
 
-def _rewrite(model: ir.Model, path: Path, moved: set[int]) -> None:
-    """Write the graph anew, its own external weights in a new file without the ones that were shared."""
-    own = path.with_name(path.name + "_data")
-    kept = [v for v in _stored(model) if isinstance(tensor_of(v), ir.ExternalTensor) and id(v) not in moved]
-    if kept:
-        _move(kept, own, None)
-    else:
-        own.unlink(missing_ok=True)
+def _compact(models: dict[Path, ir.Model], sources: list[Path]) -> set[Path]:
+    """Write data files anew without what was taken out of them; the graphs that read them, whose references change.
+
+    A file that other graphs read, or another bundle by a hard link, stays as it is.
+    """
+    changed: set[Path] = set()
+    for data in sources:
+        if data.stat().st_nlink > 1 or _other_readers(data, models):
+            continue
+        readers = [
+            (path, value) for path, model in models.items() for value in _stored(model) if _data_of(value) == data
+        ]
+        if not readers:
+            data.unlink()
+            continue
+        at_offset = {tensor_of(value).offset: value for _, value in readers}
+        offsets = {id(value): tensor_of(value).offset for _, value in readers}
+        _move(list(at_offset.values()), data, None)
+        for _, value in readers:
+            value.const_value = _reference(value, data, tensor_of(at_offset[offsets[id(value)]]).offset)
+        changed |= {path for path, _ in readers}
+    return changed
+
+
+def _other_readers(data: Path, models: Iterable[Path]) -> bool:
+    others = set(data.parent.glob("*.onnx")) - {
+        data.parent / path.name for path in models if path.parent.absolute() == data.parent
+    }
+    return any(data in data_files(other) for other in others)
+
+
+def _rewrite(model: ir.Model, path: Path) -> None:
+    """Write the graph anew, its references relative to its folder."""
+    for value in _stored(model):
+        data = _data_of(value)
+        if data is not None:
+            value.const_value = _reference(value, data, tensor_of(value).offset)
     # never in place: the file may be a hard link to another bundle's
     fresh = path.with_name(path.name + ".new")
     ir.save(model, fresh)

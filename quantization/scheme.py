@@ -33,7 +33,7 @@ SCHEMES = {
         Scheme("int8-weights", "int8", "float", "int8 weights, computed in floats"),
         Scheme("int4-weights", "int4", "float", "int4 weights in groups, computed in floats"),
         Scheme("int8-static", "int8", "static", "int8 weights and activations, ranges from recorded trajectories"),
-        Scheme("int8-hybrid", "int8", "static", "int8 weights everywhere, int8 activations where there is no convolution"),
+        Scheme("int8-hybrid", "int8", "static", "int8 weights everywhere, recorded int8 activations for one kind of layer"),
         Scheme("fp16", "float16", "float", "float16 weights"),
         Scheme("bf16", "bfloat16", "float", "bfloat16 weights"),
         Scheme("palette-8", "palette8", "float", "256 values to a tensor, found by k-means"),

@@ -183,7 +183,7 @@ def decode(text: bytes) -> Manifest:
     except (msgspec.DecodeError, AttributeError) as error:
         raise BundleError(f"{FILE_NAME} is not a manifest: {error}") from error
     if schema not in READABLE:
-        versions = " and ".join(map(str, READABLE))
+        versions = f"{', '.join(map(str, READABLE[:-1]))} and {READABLE[-1]}"
         raise BundleError(
             f"{FILE_NAME} has schema version {schema!r}; this Ingot reads versions {versions}: export again, or use the Ingot that wrote it"
         )

@@ -62,11 +62,11 @@ def test_a_truncated_graph_is_named_with_both_sizes(copy: Path) -> None:
 
 
 def test_a_changed_byte_is_found_by_its_hash(copy: Path) -> None:
-    file = copy / "unet" / "model.onnx"
+    file = copy / "unet" / "model_ort.onnx"  # the form that is loaded
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-    with pytest.raises(BundleError, match=r"unet/model\.onnx has another sha256"):
+    with pytest.raises(BundleError, match=r"unet/model_ort\.onnx has another sha256"):
         ingot.load(copy)
 
 
@@ -77,10 +77,10 @@ def test_every_problem_is_told_at_once(copy: Path) -> None:
         ingot.load(copy)
 
 
-@pytest.mark.parametrize("schema", [0, 3, "one", None])
+@pytest.mark.parametrize("schema", [0, 4, "one", None])
 def test_an_unknown_schema_version_is_refused(copy: Path, schema: object) -> None:
     edit(copy, lambda manifest: manifest.update(schema=schema))
-    with pytest.raises(BundleError, match=rf"schema version {schema!r}; this Ingot reads versions 1 and 2"):
+    with pytest.raises(BundleError, match=rf"schema version {schema!r}; this Ingot reads versions 1, 2 and 3"):
         ingot.load(copy)
 
 
@@ -124,9 +124,9 @@ def test_a_file_without_hash_is_refused(copy: Path) -> None:
 
 def test_a_file_that_nobody_hashed_is_refused(copy: Path) -> None:
     """A graph could read it as weights."""
-    (copy / "unet" / "model.onnx_data").write_bytes(b"x")
+    (copy / "unet" / "other.onnx_data").write_bytes(b"x")
     (copy / ".DS_Store").write_bytes(b"a desktop was here")
-    with pytest.raises(BundleError, match=r"trusted: unet/model\.onnx_data is not in the manifest$"):
+    with pytest.raises(BundleError, match=r"trusted: unet/other\.onnx_data is not in the manifest$"):
         ingot.load(copy)
 
 
@@ -190,7 +190,9 @@ def test_a_pipeline_without_torch_free_loop_is_named(copy: Path) -> None:
 
 def test_verify_deep_runs_every_graph(tiny_bundle: Path) -> None:
     lines = ingot.verify(tiny_bundle, deep=True)
-    assert [line.split(" on ")[0] for line in lines[2:]] == ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
+    forms = [line.split(":")[0] for line in lines[2:]]
+    roles = ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
+    assert forms == [f"{role} on onnx float32{form}" for role in roles for form in (" for onnxruntime", "")]
 
 
 def test_verify_deep_finds_a_graph_that_computes_something_else(copy: Path) -> None:
@@ -210,5 +212,5 @@ def test_verify_deep_finds_a_graph_that_computes_something_else(copy: Path) -> N
             manifest["files"][name] = {"size": entry.size, "sha256": entry.sha256}
 
     edit(copy, fit)
-    with pytest.raises(BundleError, match=r"unet on onnx float32: relative L2 .*; the limit is 1e-04"):
+    with pytest.raises(BundleError, match=r"unet on onnx float32 for onnxruntime: relative L2 .*; the limit is 1e-04"):
         ingot.verify(copy, deep=True)

@@ -8,12 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 import ingot
 from ingot import Bundle, EngineError, InputError
 from ingot.runtimes import choice, engines
-from ingot.runtimes.choice import choose
+from ingot.runtimes.choice import choose, pick
 
 ROLES = ("text_encoder", "unet", "vae_decoder")
 
@@ -107,7 +108,10 @@ def test_a_device_that_nothing_has_is_answered_with_those_that_exist(
 
 
 def test_an_engine_that_the_bundle_lacks_is_answered_with_what_it_has(tiny_bundle: Path) -> None:
-    with pytest.raises(InputError, match=r"has no graphs for torch; it has: onnx float32. `ingot add .* --to torch`"):
+    with pytest.raises(
+        InputError,
+        match=r"has no graphs for torch; it has: onnx float32 for onnxruntime, onnx float32. `ingot add .* --to torch`",
+    ):
         ingot.load(tiny_bundle, engine="torch")
     with pytest.raises(InputError, match=r"unknown engine 'onx'; available: coreml, onnx, openvino, tensorrt, torch"):
         ingot.load(tiny_bundle, engine="onx")
@@ -153,3 +157,21 @@ def test_a_toolchain_that_does_not_load_is_an_error_of_its_engine(monkeypatch: p
     monkeypatch.setattr("ingot.runtimes.engines.importlib.import_module", broken)
     with pytest.raises(EngineError, match=r"openvino is installed but cannot be loaded: libopenvino\.so"):
         engines.engine("openvino")
+
+
+def test_a_graph_for_certain_devices_is_not_picked_for_others(tiny_bundle: Path) -> None:
+    """The form with ONNX Runtime's own operators runs on its CPU and CUDA; other providers get the portable one."""
+    opened = Bundle.open(tiny_bundle)
+    forms = {
+        device: pick(opened, ["unet"], "onnx", device=device)["unet"].form
+        for device in ("cpu", "cuda:0", "tensorrt", None)
+    }
+    assert forms == {"cpu": "onnxruntime", "cuda:0": "onnxruntime", "tensorrt": "", None: "onnxruntime"}
+    assert pick(opened, ["unet"], "onnx", form="")["unet"].form == ""
+    with ingot.load(tiny_bundle, providers=["CPUExecutionProvider"]) as pipe:
+        assert pipe.choice.engine == "onnx"
+    with ingot.load(tiny_bundle, form="") as portable, ingot.load(tiny_bundle) as tuned:
+        call = {"seed": 0, "num_inference_steps": 2, "output_type": "np", "progress": False}
+        assert (
+            np.abs(portable("a", **call).images - tuned("a", **call).images).max() < 1e-4
+        )  # rounding in another order

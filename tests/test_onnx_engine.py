@@ -237,3 +237,36 @@ def test_a_captured_graph_has_a_number_for_each_set_of_buffers(model: Path, monk
     for rows in (2, 3, 2):
         graph.run(inputs(rows))
     assert numbers == [("gpu_graph_id", number) for number in ("1", "2", "1")]
+
+
+def test_one_file_serves_several_fixed_sizes(model: Path, tmp_path: Path) -> None:
+    named = onnx.load(model)
+    for value in (*named.graph.input[:1], *named.graph.output):
+        value.type.tensor_type.shape.dim[1].dim_param = "width/8"
+    file = tmp_path / "named.onnx"
+    onnx.save(named, file)
+    sample = inputs()["sample"]
+    for rows, width in ((2, 24), (3, 20)):  # 20 / 8 is rounded up to 3
+        graph = engine.open_graph(file, SIGNATURE, sizes={"batch": rows, "width": width})
+        assert [spec.shape for spec in graph.signature.inputs] == [(rows, 3), ()]
+        assert graph.signature.outputs[0].shape == (rows, 3)
+        assert graph.session.get_inputs()[0].shape == [rows, 3]  # the session itself is fixed, and plans for that size
+        np.testing.assert_array_equal(graph.run(inputs(rows))["out"], np.full((rows, 3), 2.5, np.float32))
+        with pytest.raises(InputError, match=r"'sample' has shape \[5, 3\]"):
+            graph.run(inputs(5))
+    only = engine.open_graph(file, SIGNATURE, sizes={"width": 24})
+    assert only.signature.inputs[0].shape == ("batch", 3)
+    assert only.run({"sample": np.repeat(sample, 4, axis=0), "timestep": np.asarray(0, np.float32)})["out"].shape == (
+        8,
+        3,
+    )
+
+
+def test_sizes_that_cannot_be_are_told(model: Path) -> None:
+    with pytest.raises(InputError, match="unknown size 'depth'; available: batch, height, width"):
+        engine.open_graph(model, SIGNATURE, sizes={"depth": 2})
+    with pytest.raises(InputError, match=r"batch=\[1, 2, 4\]: a whole number"):
+        engine.open_graph(model, SIGNATURE, sizes={"batch": [1, 2, 4]})  # ranges are TensorRT's
+    options = ort.SessionOptions()
+    with pytest.raises(InputError, match="session_options"):
+        engine.open_graph(model, SIGNATURE, sizes={"batch": 2}, session_options=options)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import onnx_ir as ir
 from torch.export import ExportedProgram
 
 from ingot.exporters.component import Component
 from ingot.exporters.graph_file import GraphFile, Progress
 from ingot.exporters.onnx_graph import build, is_transposed
+from ingot.exporters.onnx_tuned import DEVICES, FORM, tuned_form
 from ingot.exporters.onnx_weights import EXTERNAL_BYTES, save
 from ingot.exporters.trace import graph_signature, precision, trace
 from ingot.runtimes.errors import ExportError
@@ -46,11 +48,14 @@ def export(
     progress: Progress | None = None,
     external_bytes: int = EXTERNAL_BYTES,
     name: str = "model.onnx",
+    tuned: bool = True,
 ) -> OnnxFile:
     """Trace the component and write `name` into `folder`, which is made.
 
-    `dtype` is float32, float16 or bfloat16; a static graph keeps the sizes of the first recording. Raises ExportError
-    when the model cannot be traced with the dimensions that its recordings changed.
+    `dtype` is float32, float16 or bfloat16; a static graph keeps the sizes of the first recording. With `tuned`, the form
+    for ONNX Runtime lies beside the portable graph, as `model_ort.onnx`, where its operators fit: both read their weights
+    from `model.onnx_data` then. Raises ExportError when the model cannot be traced with the dimensions that its recordings
+    changed.
     """
     if progress:
         progress("trace", 0.0)
@@ -65,6 +70,7 @@ def export(
         progress=progress,
         external_bytes=external_bytes,
         name=name,
+        tuned=tuned,
     )
 
 
@@ -79,22 +85,26 @@ def write(
     progress: Progress | None = None,
     external_bytes: int = EXTERNAL_BYTES,
     name: str = "model.onnx",
+    tuned: bool = False,
 ) -> OnnxFile:
-    """Write a traced program as `name`; its weights go to `<name>_data` past `external_bytes`."""
+    """Write a traced program as `name`; its weights go to `<name>_data` past `external_bytes`, or when a second form of
+    the graph reads them too."""
     if progress:
         progress("graph", 0.0)
     signature = graph_signature(component, dtype, static=static)
     try:
         model, weights = build(program, signature, opset, static=static)
+        form = tuned_form(model) if tuned else None
     except Exception as error:  # whatever torch's exporter and onnxscript raise, of which they have no common base
         raise ExportError(f"{component.role} cannot be written as ONNX: {error}") from error
     transposed = tuple(name for name in weights if is_transposed(model.graph.initializers[name]))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
-    return OnnxFile(
+    files = save(model, path, external_bytes=0 if form else external_bytes, progress=progress)
+    portable = OnnxFile(
         role=component.role,
         path=path,
-        extra_files=save(model, path, external_bytes=external_bytes, progress=progress),
+        extra_files=files,
         dtype=precision(component, dtype),
         static=static,
         opset=opset,
@@ -103,3 +113,14 @@ def write(
         weights=weights,
         transposed=transposed,
     )
+    return replace(portable, forms=(_beside(portable, model, form),)) if form else portable
+
+
+def _beside(portable: OnnxFile, model: ir.Model, form: ir.Model) -> OnnxFile:
+    """Write the tuned form over the weights of the portable graph, which was saved."""
+    path = portable.path.with_name(f"{portable.path.stem}_ort.onnx")
+    for name, value in form.graph.initializers.items():
+        if name in model.graph.initializers:
+            value.const_value = model.graph.initializers[name].const_value
+    ir.save(form, path)
+    return replace(portable, path=path, node_count=len(form.graph), form=FORM, stored={"devices": list(DEVICES)})

@@ -86,7 +86,7 @@ def export(
     profile(graph_signature(component, dtype, static=static), options.sizes)  # says which size is missing
     graph = onnx.export(
         component, folder, dtype=dtype, static=static, opset=opset or OPSETS[dtype], progress=progress,
-        external_bytes=external_bytes, name=FILE,
+        external_bytes=external_bytes, name=FILE, tuned=False,
     )  # fmt: skip
     if check_operators:
         _require_readable(component.role, graph.path)

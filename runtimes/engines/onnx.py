@@ -19,6 +19,7 @@ from ..errors import EngineError, InputError
 from ..signature import Signature
 from . import Arrays, fit
 from ._onnx_providers import HOW_TO_GET, Provider, devices, providers_for, require
+from ._sizes import resized
 
 __all__ = ["PARITY_OPTIONS", "OnnxEngine", "devices", "open_graph", "report"]
 
@@ -144,13 +145,16 @@ def open_graph(
     `device` (cpu, cuda, cuda:1, tensorrt, openvino, coreml, directml) or `providers` as ONNX Runtime takes them; `threads`
     inside an operator, `arena` whether the CPU allocator keeps freed memory; `session_options` replaces both of the last.
 
+    `sizes`, such as `{"batch": 2, "height": 512, "width": 512}`, fixes dimensions by their names: one file serves several
+    fixed sizes, each opened for itself. For the device tensorrt they are the ranges of shapes that its engine is built for.
+
     On NVIDIA GPUs: `io_binding` keeps inputs and outputs in device buffers that are reused (None: on cuda and tensorrt);
     `tf32` whether float32 products may be rounded to it (None: ONNX Runtime's default, yes); `cuda_graph` captures and
-    replays the run, for graphs that lie on the GPU whole; `sizes` and `cache` are the ranges of shapes and the folder of
-    engines that the TensorRT provider builds; `provider_options` are the provider's own, by ONNX Runtime's names, such as
+    replays the run, for graphs that lie on the GPU whole; `cache` is the folder of engines that the TensorRT
+    provider builds; `provider_options` are the provider's own, by ONNX Runtime's names, such as
     `{"gpu_mem_limit": 8 << 30, "arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}`.
 
-    Raises InputError for an unknown device or option, EngineError when a provider is not in the installed package, or when
+    Raises InputError for an unknown device, option or size, EngineError when a provider is not in the installed package, or when
     the file is not a graph it can open.
     """
     place = _place(device, io_binding)
@@ -172,7 +176,14 @@ def open_graph(
     if not chosen:
         raise InputError("providers is empty; name at least one, such as CPUExecutionProvider")
     require(chosen)
-    session = _session(file, chosen, session_options or _options(threads, arena))
+    options = session_options or _options(threads, arena)
+    if sizes and not _is_tensorrt(chosen):
+        if session_options is not None:
+            raise InputError(
+                "sizes would change the session_options that are given; call its add_free_dimension_override_by_name"
+            )
+        signature = _fix(options, signature, sizes)
+    session = _session(file, chosen, options)
     return OnnxEngine(
         session, signature, io_binding=place if providers is None or io_binding else None, cuda_graph=cuda_graph
     )
@@ -197,6 +208,21 @@ def _session(file: Path, chosen: Sequence[Provider], options: ort.SessionOptions
             f"ONNX Runtime could not start {wanted}; the session has only {', '.join(session.get_providers())}"
         )
     return session
+
+
+def _is_tensorrt(chosen: Sequence[Provider]) -> bool:
+    first = chosen[0] if isinstance(chosen[0], str) else chosen[0][0]
+    return first == "TensorrtExecutionProvider"
+
+
+def _fix(options: ort.SessionOptions, signature: Signature, sizes: Mapping[str, Any]) -> Signature:
+    """Have the session take numbers for the dimensions that `sizes` determines; the signature with them."""
+    fixed = resized(signature, sizes)
+    for named, numbered in zip(signature.inputs, fixed.inputs, strict=True):
+        for dim, number in zip(named.shape, numbered.shape, strict=True):
+            if isinstance(dim, str) and isinstance(number, int):
+                options.add_free_dimension_override_by_name(dim, number)
+    return fixed
 
 
 def _place(device: str | None, io_binding: bool | None) -> tuple[str, int] | None:
