@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import gc
-import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import msgspec
 import torch
 
 from ingot.runtimes import manifest as manifests
-from ingot.runtimes.bundle import Bundle, describe_file
+from ingot.runtimes.bundle import Bundle
 from ingot.runtimes.errors import ExportError, InputError
 from ingot.runtimes.manifest import Addition, ComponentEntry, Manifest
 from ingot.runtimes.metrics import compare
@@ -26,8 +25,10 @@ from .capture import capture
 from .cast import cast_components, finish
 from .checkpoint import Checkpoint
 from .component import Component
+from .deepcache import BRANCH, SHALLOW
 from .export import load, prepare
 from .picture import compare_pictures, reference_picture
+from .relink import described, relink
 from .request import Request, request
 
 # Relative L2 between the answers of the model that made the bundle and of the one at hand. The same weights on another
@@ -46,6 +47,7 @@ def add(
     batch: int = 1,
     static: bool = False,
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    vae: Any = None,
     revision: str | None = None,
     config: str | Path | None = None,
     allow_pickle: bool = False,
@@ -55,21 +57,25 @@ def add(
 ) -> Path:
     """Add graphs for the targets `to` to a bundle, held against the model and its picture as `export` does.
 
-    `model` is needed where the bundle's own source (a folder, a hub id) is no longer there; the rest is as in `export`.
+    `model` is needed where the bundle's own source (a folder, a hub id) is no longer there, and `vae` where the bundle was
+    made with another than the model's own; rewrites and DeepCache's branch are the bundle's; the rest is as in `export`.
     The graphs that the bundle has of such a target are replaced with `overwrite`. Until everything has passed, the bundle
     stays as it was. Raises InputError for a model that does not answer as the bundle's did, and what `export` raises.
     """
     wanted = request(to, dtype, height, width, batch, static, options, progress)
     old = Bundle.open(Path(bundle).resolve())
+    wanted = dataclasses.replace(wanted, rewrites=_rewrites(old), deep_cache=_branch(old))
     _refuse_present(old, wanted, overwrite)
     with atomic_folder(old.path, overwrite=True) as folder:
-        checkpoint = _checkpoint(old, model, revision, config, allow_pickle)
+        checkpoint = _checkpoint(old, model, revision, config, allow_pickle, vae)
         wanted = prepare(checkpoint, wanted, old.path)
         pipe = checkpoint.pipe
         reference = reference_picture(
             pipe, wanted.size if wanted.static else None, wanted.batch if wanted.static else 1
         )
-        components = capture(pipe, size=wanted.size, batch=wanted.batch)
+        components = capture(
+            pipe, size=wanted.size, batch=wanted.batch, rewrites=wanted.rewrites, deep_cache=wanted.deep_cache
+        )
         _require_same(old, components)
         kept = _link(old, folder, wanted.targets)
         entries, files = cast_components(components, folder, wanted, parity_data=_parity_data(old))
@@ -85,18 +91,31 @@ def add(
 
 
 def _checkpoint(
-    old: Bundle, model: Any, revision: str | None, config: str | Path | None, allow_pickle: bool
+    old: Bundle, model: Any, revision: str | None, config: str | Path | None, allow_pickle: bool, vae: Any
 ) -> Checkpoint:
     """The model that was named, or the one that the bundle says it was made from."""
     origin = old.manifest.provenance
     if model is not None:
-        return load(model, revision=revision, config=config, allow_pickle=allow_pickle)
+        return load(model, revision=revision, config=config, allow_pickle=allow_pickle, vae=vae)
+    options = {"config": config, "allow_pickle": allow_pickle, "vae": vae}
     try:
-        return load(origin.source, revision=revision or origin.revision, config=config, allow_pickle=allow_pickle)
+        return load(origin.source, revision=revision or origin.revision, **options)
     except (InputError, ExportError) as error:
         raise InputError(
             f"{old.path} was made from {origin.source!r}, which cannot be loaded: {error}. Name the model with --model (model=…)"
         ) from error
+
+
+def _rewrites(old: Bundle) -> tuple[str, ...]:
+    """What the bundle's graphs were rewritten by, in order; a component names only what changed it."""
+    graphs = [graph for entry in old.manifest.components.values() for graph in entry.graphs]
+    return tuple(dict.fromkeys(name for graph in graphs for name in graph.rewrites))
+
+
+def _branch(old: Bundle) -> int | None:
+    """DeepCache's branch, where the bundle has a shallow UNet."""
+    shallow = old.manifest.components.get(SHALLOW)
+    return None if shallow is None else shallow.config.get(BRANCH)
 
 
 def _refuse_present(old: Bundle, wanted: Request, overwrite: bool) -> None:
@@ -134,52 +153,14 @@ def _another(old: Bundle, how: str) -> InputError:
 
 
 def _link(old: Bundle, folder: Path, replaced: Sequence[str]) -> Manifest:
-    """Everything of the old bundle in the new folder but the graphs of these targets; the manifest of the graphs that are
-    kept, with their files."""
-    entries = {
-        role: msgspec.structs.replace(entry, graphs=tuple(g for g in entry.graphs if g.engine not in replaced))
-        for role, entry in old.manifest.components.items()
-    }
-    still = {file for entry in entries.values() for graph in entry.graphs for file in graph.files}
-    graphs = {file for entry in old.manifest.components.values() for graph in entry.graphs for file in graph.files}
-    files = {name: entry for name, entry in old.manifest.files.items() if name in still or name not in graphs}
-    for name in files:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        # what no graph owns is copied: a target may write it again, and through a link it would write the old bundle's
-        if name not in still or not _linked(old.file(name), folder / name):
-            shutil.copyfile(old.file(name), folder / name)
-    _copy_hidden(old.path, folder)
+    """The old bundle in the new folder without the graphs of these targets."""
+    kept = relink(old, folder, lambda graph: graph.engine not in replaced)
     parity = {name: picture for name, picture in old.manifest.parity.items() if name not in replaced}
-    files = {name: entry for name, entry in files.items() if name in still}
-    return msgspec.structs.replace(old.manifest, components=entries, files=files, parity=parity)
-
-
-def _linked(source: Path, place: Path) -> bool:
-    try:
-        os.link(source, place)
-    except OSError:  # a file system without hard links
-        return False
-    return True
-
-
-def _copy_hidden(old: Path, folder: Path) -> None:
-    """What is the user's own, such as a `.git`: no manifest lists it."""
-    for file in old.rglob("*"):
-        name = file.relative_to(old)
-        if any(part.startswith(".") for part in name.parts) and (file.is_symlink() or not file.is_dir()):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(file, folder / name, follow_symlinks=False)
+    return msgspec.structs.replace(kept, parity=parity)
 
 
 def _parity_data(old: Bundle) -> dict[str, str]:
     return {role: entry.parity_data for role, entry in old.manifest.components.items() if entry.parity_data}
-
-
-def _listed(folder: Path) -> Iterator[tuple[str, Path]]:
-    for file in sorted(folder.rglob("*")):
-        name = file.relative_to(folder)
-        if file.is_file() and not any(part.startswith(".") for part in name.parts):
-            yield name.as_posix(), file
 
 
 def _merged(
@@ -195,8 +176,6 @@ def _merged(
         role: msgspec.structs.replace(entry, graphs=(*entry.graphs, *entries[role].graphs))
         for role, entry in kept.components.items()
     }
-    found = dict(_listed(folder))
-    files = {name: kept.files.get(name) or describe_file(file) for name, file in found.items()}
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     addition = Addition(targets=tuple(wanted.targets), created=created, command=command, versions=versions())
     origin = manifest.provenance
@@ -204,6 +183,6 @@ def _merged(
         kept,
         schema=manifests.SCHEMA,
         components=components,
-        files=files,
+        files=described(folder, kept.files),
         provenance=msgspec.structs.replace(origin, additions=(*origin.additions, addition)),
     )

@@ -11,43 +11,64 @@ out stays with the component, to hold every graph against.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ingot.runtimes.errors import ExportError, InputError
-from ingot.runtimes.signature import Signature, TensorSpec
 
-from .axes import Axes, distinguishable, name_shapes
-from .component import Call, Component, FlatModule
+from .axes import Axes, distinguishable
+from .component import Call, Component, FlatModule, signature_of
+from .deepcache import ROLE, require_branch, split
 from .dummies import Sizes
 from .flatten import FlatCall, flatten
 from .onnx_names import input_name, output_name
 from .recording import Recorded, record
+from .rewrites import applied, canonical, those_that_apply
 
 
 def capture(
-    pipe: Any, *, size: tuple[int, int] | None = None, batch: int = 1, inputs: Mapping[str, Any] | None = None
+    pipe: Any,
+    *,
+    size: tuple[int, int] | None = None,
+    batch: int = 1,
+    inputs: Mapping[str, Any] | None = None,
+    rewrites: Sequence[str] = (),
+    deep_cache: int | None = None,
 ) -> list[Component]:
     """Run `pipe` twice and return its components in the order of their use.
 
     `size` is (height, width) in pixels and with `batch` the size of the first recording, which a static export keeps;
     None is the smallest that exercises every level of the model. `inputs` adds to or replaces what the pipeline's call
-    is given. The pipeline's modules are put into evaluation mode and float32, in place. Raises ExportError when the
-    pipeline refuses every size, or needs an argument that nothing here has an example for.
+    is given. The pipeline runs with `rewrites` applied, which the components keep, so that graphs are held against what
+    the rewritten model answers. `deep_cache` is a branch of the UNet at which it becomes two components (see deepcache).
+    The pipeline's modules are put into evaluation mode and float32, in place. Raises ExportError when the pipeline refuses
+    every size, or needs an argument that nothing here has an example for; InputError for a rewrite that changes nothing in
+    it, or a branch that it does not have.
     """
-    for module in pipe.components.values():
-        if isinstance(module, nn.Module):
-            module.eval().float()
-    recordings, axes = _record_twice(pipe, size, batch, dict(inputs or {}))
-    with torch.no_grad():
-        return [
-            _component(role, first, recordings[1][role], axes)
+    modules = [module.eval().float() for module in pipe.components.values() if isinstance(module, nn.Module)]
+    rewrites = _effective(rewrites, modules, type(pipe).__name__)
+    if deep_cache is not None:
+        require_branch(getattr(pipe, ROLE, None), deep_cache)
+    with torch.no_grad(), applied(rewrites, *modules):
+        recordings, axes = _record_twice(pipe, size, batch, dict(inputs or {}))
+        components = [
+            _component(role, first, recordings[1][role], axes, rewrites)
             for role, first in recordings[0].items()
             if role in recordings[1]
         ]
+        return components if deep_cache is None else split(components, deep_cache, axes)
+
+
+def _effective(rewrites: Sequence[str], modules: Sequence[nn.Module], pipeline: str) -> tuple[str, ...]:
+    """The rewrites with their values. Raises InputError for one that nothing here gives anything to change."""
+    names = canonical(rewrites)
+    used = {name for module in modules for name in those_that_apply(names, module)}
+    if useless := [name for name in names if name not in used]:
+        raise InputError(f"{', '.join(useless)} finds nothing to change in this {pipeline}: leave it out")
+    return names
 
 
 def _record_twice(
@@ -94,19 +115,15 @@ def _sizes(size: tuple[int, int] | None, batch: int, unit: int) -> tuple[Sizes, 
     raise AssertionError(f"no second size for {first}")
 
 
-def _component(role: str, first: Recorded, second: Recorded, axes: tuple[Axes, Axes]) -> Component:
+def _component(
+    role: str, first: Recorded, second: Recorded, axes: tuple[Axes, Axes], rewrites: Sequence[str]
+) -> Component:
     module, runs = flatten(first, second)
     names = _output_names(role, module, runs[0][0])
     done = [[_named(role, module, call, names) for call in run] for run in runs]
-    small, large = done[0][0], done[1][0]
-    pairs = {f"in {n}": (tuple(t.shape), tuple(large.inputs[n].shape)) for n, t in small.inputs.items()}
-    pairs |= {f"out {n}": (tuple(t.shape), tuple(large.outputs[n].shape)) for n, t in small.outputs.items()}
-    shapes = name_shapes(pairs, axes)
-    signature = Signature(
-        tuple(TensorSpec(n, dtype_name(t), shapes[f"in {n}"]) for n, t in small.inputs.items()),
-        tuple(TensorSpec(n, dtype_name(t), shapes[f"out {n}"]) for n, t in small.outputs.items()),
-    )
-    return Component(role, first.source, module, tuple(itertools.chain(*done)), signature)
+    signature = signature_of(done[0][0], done[1][0], axes)
+    own = those_that_apply(rewrites, first.source)
+    return Component(role, first.source, module, tuple(itertools.chain(*done)), signature, rewrites=own)
 
 
 def _output_names(role: str, module: FlatModule, call: FlatCall) -> list[str] | None:
@@ -131,8 +148,3 @@ def _named(role: str, module: FlatModule, call: FlatCall, names: list[str] | Non
 
 def _close(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=1e-4, atol=1e-5)
-
-
-def dtype_name(tensor: Tensor) -> str:
-    """NumPy's name of a tensor's dtype."""
-    return str(tensor.dtype).removeprefix("torch.")

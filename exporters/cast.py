@@ -70,7 +70,7 @@ def certified(component: Component, name: str, written: GraphFile, folder: Path,
         )
     return Graph(
         engine=name, precision=written.dtype, files=names, signature=written.signature, nodes=written.node_count,
-        parity=certificate, options=written.stored, computed=computed, form=written.form,
+        parity=certificate, options=written.stored, computed=computed, form=written.form, rewrites=component.rewrites,
     )  # fmt: skip
 
 

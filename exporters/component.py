@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ingot.runtimes.signature import Signature
+from ingot.runtimes.signature import Signature, TensorSpec
+
+from .axes import Axes, name_shapes
+from .rewrites import applied
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,16 @@ class Slot:
 class FlatModule(nn.Module):
     """A module's method as a function of positional tensors: the constants folded in, the outputs a flat tuple.
 
-    `input_names` say which tensor stands where. The wrapped module is `source`, so a parameter's name here is its own
-    name behind `source.`.
+    `method` is its name, or a function whose first argument is the module. `input_names` say which tensor stands where.
+    The wrapped module is `source`, so a parameter's name here is its own name behind `source.`.
     """
 
     def __init__(
-        self, source: nn.Module, method: str, template: Mapping[str, Any], input_names: tuple[str, ...]
+        self,
+        source: nn.Module,
+        method: str | Callable[..., Any],
+        template: Mapping[str, Any],
+        input_names: tuple[str, ...],
     ) -> None:
         super().__init__()
         self.source = source
@@ -50,7 +58,8 @@ class FlatModule(nn.Module):
     def named_outputs(self, *tensors: Tensor) -> dict[str, Tensor]:
         """The outputs by the model's own field names, nested ones joined by dots."""
         given = dict(zip(self.input_names, tensors, strict=True))
-        function: Callable[..., Any] = getattr(self.source, self.method)
+        method = self.method
+        function = getattr(self.source, method) if isinstance(method, str) else partial(method, self.source)
         return dict(tensor_leaves(function(**{name: _fill(value, given) for name, value in self.template.items()})))
 
 
@@ -59,7 +68,8 @@ class Component:
     """A piece of a pipeline that becomes one graph.
 
     `role` is the folder's name (`unet`, `vae_decoder`, `text_encoder_2`), `source` the diffusers or transformers module
-    with its config and parameter names, `module` the function to trace, `calls` what the real pipeline asked of it.
+    with its config and parameter names, `module` the function to trace, `calls` what the real pipeline asked of it and
+    what it answered under its `rewrites`, by which every graph of it is traced.
     """
 
     role: str
@@ -68,12 +78,29 @@ class Component:
     calls: tuple[Call, ...]
     signature: Signature
     traces: dict[tuple[str, bool, tuple[str, ...]], Any] = field(default_factory=dict, repr=False)
+    rewrites: tuple[str, ...] = ()
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The torch module's answer, by the graph's names. Raises KeyError for a missing input."""
-        with torch.no_grad():
+        """The rewritten torch module's answer, by the graph's names. Raises KeyError for a missing input."""
+        with torch.no_grad(), applied(self.rewrites, self.source):
             outputs: tuple[Tensor, ...] = self.module(*(inputs[spec.name] for spec in self.signature.inputs))
         return dict(zip((spec.name for spec in self.signature.outputs), outputs, strict=True))
+
+
+def signature_of(small: Call, large: Call, axes: tuple[Axes, Axes]) -> Signature:
+    """What calls of two recordings have in common: dimensions that differ are named by the recordings' sizes."""
+    pairs = {f"in {n}": (tuple(t.shape), tuple(large.inputs[n].shape)) for n, t in small.inputs.items()}
+    pairs |= {f"out {n}": (tuple(t.shape), tuple(large.outputs[n].shape)) for n, t in small.outputs.items()}
+    shapes = name_shapes(pairs, axes)
+    return Signature(
+        tuple(TensorSpec(n, dtype_name(t), shapes[f"in {n}"]) for n, t in small.inputs.items()),
+        tuple(TensorSpec(n, dtype_name(t), shapes[f"out {n}"]) for n, t in small.outputs.items()),
+    )
+
+
+def dtype_name(tensor: Tensor) -> str:
+    """NumPy's name of a tensor's dtype."""
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def tensor_leaves(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:

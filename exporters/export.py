@@ -23,6 +23,7 @@ from .checkpoint import Checkpoint, load_checkpoint
 from .estimate import estimate, require_disk
 from .picture import Reference, compare_pictures, default_size, reference_picture
 from .request import Request, request
+from .vae import with_vae
 
 
 def export(
@@ -36,6 +37,9 @@ def export(
     batch: int = 1,
     static: bool = False,
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    rewrites: str | Sequence[str] = (),
+    deep_cache: int | None = None,
+    vae: Any = None,
     revision: str | None = None,
     config: str | Path | None = None,
     allow_pickle: bool = False,
@@ -49,15 +53,18 @@ def export(
     architecture), or a diffusers pipeline on the CPU, which is cast to float32 in place. `to` names targets (onnx,
     openvino, coreml, tensorrt, torch); `dtype` is float32, float16 or bfloat16, where it is not given each target's
     own first; `options` are those of a target by its name, `{"coreml": {"attention": "split_einsum"}}`. `height` and
-    `width` (pixels) and `batch` are what the model is recorded at; `static` fixes the graphs to them. `command` goes into
-    the provenance. Every graph is held against the torch component and the whole pipeline against diffusers; the bundle
+    `width` (pixels) and `batch` are what the model is recorded at; `static` fixes the graphs to them. `rewrites`
+    ("fused_qkv", "token_merging=0.5", "sliced_attention=4") change the model for every target; `deep_cache` is a branch of
+    the UNet, 0 the outermost, at which it is written as two graphs (`cache_interval` of the pipeline's call uses them);
+    `vae` is a diffusers folder or a module to decode with in place of the checkpoint's own. `command` goes into the
+    provenance. Every graph is held against the torch component and the whole pipeline against diffusers; the bundle
     appears only after all of them passed. Raises InputError for arguments that cannot be used, ExportError for a model, a
     toolchain or a disk that cannot, ParityError for a graph that computes something else.
     """
-    wanted = request(to, dtype, height, width, batch, static, options, progress)
+    wanted = request(to, dtype, height, width, batch, static, options, progress, rewrites, deep_cache)
     final = Path(output).resolve()
     with atomic_folder(final, overwrite=overwrite) as folder:
-        checkpoint = load(model, revision=revision, allow_pickle=allow_pickle, config=config)
+        checkpoint = load(model, revision=revision, allow_pickle=allow_pickle, config=config, vae=vae)
         wanted = prepare(checkpoint, wanted, final)
         manifest, reference = cast(checkpoint, folder, wanted, command)
         del checkpoint  # the engines that make the picture need the memory that the torch model holds
@@ -88,7 +95,9 @@ def cast(
         reference = reference_picture(
             pipe, wanted.size if wanted.static else None, wanted.batch if wanted.static else 1
         )
-        components = capture(pipe, size=wanted.size, batch=wanted.batch)
+        components = capture(
+            pipe, size=wanted.size, batch=wanted.batch, rewrites=wanted.rewrites, deep_cache=wanted.deep_cache
+        )
         bar.set_description("recorded " + ", ".join(component.role for component in components))
     entries, files = cast_components(components, folder, wanted)
     write_configs(pipe, components, folder)
@@ -97,8 +106,16 @@ def cast(
     return make_manifest(folder, pipe, entries, tokenizers, provenance(checkpoint, command)), reference
 
 
-def load(model: Any, **options: Any) -> Checkpoint:
-    """A checkpoint from what `export` takes for one."""
+def load(model: Any, *, vae: Any = None, **options: Any) -> Checkpoint:
+    """A checkpoint from what `export` takes for one, with another VAE where one is named."""
+    checkpoint = _loaded(model, **options)
+    if vae is None:
+        return checkpoint
+    pipe = with_vae(checkpoint.pipe, vae, allow_pickle=options.get("allow_pickle", False))
+    return dataclasses.replace(checkpoint, pipe=pipe)
+
+
+def _loaded(model: Any, **options: Any) -> Checkpoint:
     if isinstance(model, str | Path):
         return load_checkpoint(model, **options)
     if hasattr(model, "components") and hasattr(model, "config"):

@@ -12,7 +12,7 @@ INPUTS: dict[str, dict[str, str]] = {
     "unet": _CONDITIONS,
     "controlnet": _CONDITIONS,
     "vae_encoder": {"x": "sample"},
-    "vae_decoder": {"z": "latent_sample"},
+    "vae_decoder": {"z": "latent_sample", "x": "latent_sample"},  # the second is AutoencoderTiny's
 }
 OUTPUTS: dict[str, dict[str, str]] = {
     "unet": {"sample": "out_sample"},

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 
 from ingot.runtimes.bundle import Bundle, describe_file
-from ingot.runtimes.manifest import FileEntry, Graph, Manifest
+from ingot.runtimes.manifest import ComponentEntry, FileEntry, Graph, Manifest, Quality
 
 
 def relink(old: Bundle, folder: Path, keeps: Callable[[Graph], bool]) -> Manifest:
@@ -30,7 +30,16 @@ def relink(old: Bundle, folder: Path, keeps: Callable[[Graph], bool]) -> Manifes
             shutil.copyfile(old.file(name), folder / name)
     _copy_hidden(old.path, folder)
     files = {name: entry for name, entry in files.items() if name in still}
-    return msgspec.structs.replace(old.manifest, components=entries, files=files)
+    quality = {name: one for name, one in old.manifest.quality.items() if _holds(name.split()[0], one, entries)}
+    return msgspec.structs.replace(old.manifest, components=entries, files=files, quality=quality)
+
+
+def _holds(engine: str, quality: Quality, entries: Mapping[str, ComponentEntry]) -> bool:
+    """Whether all graphs of a set that was measured are still there."""
+    return all(
+        any((graph.engine, graph.precision) == (engine, precision) for graph in entries[role].graphs)
+        for role, precision in quality.graphs.items()
+    )
 
 
 def described(folder: Path, known: dict[str, FileEntry]) -> dict[str, FileEntry]:

@@ -8,13 +8,15 @@ from typing import Any
 
 from ingot.runtimes.errors import InputError
 
+from .rewrites import canonical, exact
 from .targets import check_options, dtype_for
 
 
 @dataclass(frozen=True)
 class Request:
     """Targets in order, the precision and the options of each, and what the model is recorded at: (height, width) in
-    pixels, None for the smallest that will do, and pictures at once."""
+    pixels, None for the smallest that will do, and pictures at once. `rewrites` hold for all targets, and so does
+    `deep_cache`, the UNet's branch at which it is split."""
 
     dtypes: dict[str, str]
     options: dict[str, dict[str, Any]]
@@ -22,6 +24,13 @@ class Request:
     batch: int
     static: bool
     progress: bool
+    rewrites: tuple[str, ...] = ()
+    deep_cache: int | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether the rewritten model makes the pictures of the model as it was."""
+        return exact(self.rewrites)
 
     @property
     def targets(self) -> list[str]:
@@ -31,7 +40,8 @@ class Request:
 
 def request(
     to: str | Sequence[str], dtype: str | None, height: int | None, width: int | None, batch: int, static: bool,
-    options: Mapping[str, Mapping[str, Any]] | None, progress: bool,
+    options: Mapping[str, Mapping[str, Any]] | None, progress: bool, rewrites: str | Sequence[str] = (),
+    deep_cache: int | None = None,
 ) -> Request:  # fmt: skip
     """The arguments of `export` as a request. Raises InputError for those that cannot be used, ExportError for a target
     whose toolchain is not installed."""
@@ -43,7 +53,10 @@ def request(
     if batch < 1:
         raise InputError(f"batch={batch}: at least 1 picture is needed")
     given = {name: dict(values) for name, values in (options or {}).items()}
-    return Request(dtypes, given, _size(height, width), batch, static, progress)
+    if deep_cache is not None and (isinstance(deep_cache, bool) or not isinstance(deep_cache, int) or deep_cache < 0):
+        raise InputError(f"deep_cache={deep_cache!r}: the number of a branch is needed, 0 for the outermost")
+    names = canonical([rewrites] if isinstance(rewrites, str) else rewrites)
+    return Request(dtypes, given, _size(height, width), batch, static, progress, names, deep_cache)
 
 
 def _size(height: int | None, width: int | None) -> tuple[int, int] | None:

@@ -79,11 +79,13 @@ def trace_call(component: Component, *, static: bool = False) -> Call:
 def trace(
     component: Component, dtype: str = "float32", *, static: bool = False, rewrites: Sequence[str] = ()
 ) -> ExportedProgram:
-    """Trace the component with its rewrites applied; a second call with the same arguments returns the same program.
+    """Trace the component with its rewrites applied, then the target's own; a second call with the same arguments returns
+    the same program.
 
-    Raises ExportError when the model fixes a dimension that the recordings changed.
+    Raises ExportError when the model fixes a dimension that the recordings changed, InputError for rewrites that exclude
+    each other.
     """
-    key = precision(component, dtype), static, tuple(rewrites)
+    key = precision(component, dtype), static, (*component.rewrites, *rewrites)
     if key not in component.traces:
         component.traces[key] = _traced(component, *key)
     program: ExportedProgram = component.traces[key]

@@ -168,6 +168,130 @@ def test_embeddings_stand_for_a_prompt(pipe: Any) -> None:
     np.testing.assert_array_equal(pipe(prompt_embeds=embeds, negative_prompt_embeds=negative, **call).images, text)
 
 
+def guided_between(first: int, last: int) -> Any:
+    """A callback by which diffusers guides the steps `first` to `last` only, of a call that begins as the first is."""
+    embeds: dict[str, Any] = {}
+
+    def change(pipe: Any, step: int, _: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        import torch
+
+        given = kwargs["prompt_embeds"]
+        embeds.setdefault("both", given if len(given) == 2 else torch.cat([pipe.unguided_embeds, given]))
+        wanted = first <= step + 1 <= last
+        pipe._guidance_scale = 7.5 if wanted else 0.0
+        return {"prompt_embeds": embeds["both"] if wanted else embeds["both"].chunk(2)[1]}
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "steps"), [(0.0, 0.5, (0, 1)), (0.0, 0.99, (0, 3)), (0.4, 1.0, (2, 4)), (0.21, 0.8, (2, 3))]
+)
+def test_guidance_in_an_interval_is_that_of_diffusers(
+    pipe: Any, theirs: Any, start: float, end: float, steps: tuple[int, int]
+) -> None:
+    """Five steps; which of them are guided is diffusers' rule for control_guidance_start and _end."""
+    call = {"prompt": "a cat", "negative_prompt": "rain", "num_inference_steps": 5, "height": 64, "width": 64}
+    first, last = steps
+    assert [i for i in range(5) if not (i / 5 < start or (i + 1) / 5 > end)] == list(range(first, last + 1))
+    theirs.unguided_embeds = theirs.encode_prompt("rain", "cpu", 1, False)[0]
+    expected = diffusers_latents(
+        theirs,
+        "DDIMScheduler",
+        **call,
+        guidance_scale=7.5 if first == 0 else 0.0,
+        callback_on_step_end=guided_between(first, last),
+        callback_on_step_end_tensor_inputs=["prompt_embeds"],
+    )
+    pipe.scheduler = schedulers.DDIMScheduler.from_config(pipe.scheduler.config)
+    ours = pipe(**call, guidance_start=start, guidance_end=end, seed=0, output_type="latent", progress=False).images
+    np.testing.assert_allclose(ours, expected, atol=ATOL, rtol=0)
+
+
+def test_outside_its_interval_guidance_costs_nothing(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, run = [], pipe.denoiser.run
+    monkeypatch.setattr(pipe.denoiser, "run", lambda inputs: rows.append(len(inputs["sample"])) or run(inputs))
+    pipe.scheduler = schedulers.DDIMScheduler.from_config(pipe.scheduler.config)
+    call = {"num_inference_steps": 4, "height": 64, "width": 64, "output_type": "latent", "progress": False}
+    pipe("a cat", guidance_start=0.25, guidance_end=0.75, **call)
+    assert rows == [1, 2, 2, 1]
+
+
+def test_a_text_is_encoded_once(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = {"num_inference_steps": 1, "height": 64, "width": 64, "seed": 0, "output_type": "latent", "progress": False}
+    with ingot.load(tiny_bundle) as fresh:
+        runs, run = [], fresh.text_encoder.run
+        monkeypatch.setattr(fresh.text_encoder, "run", lambda inputs: runs.append(1) or run(inputs))
+        first = fresh(["a cat", "a dog", "a cat"], **call).images
+        assert len(runs) == 3  # two texts, and the empty one that stands for no negative prompt
+        np.testing.assert_array_equal(fresh(["a cat", "a dog", "a cat"], **call).images, first)
+        fresh("a dog", negative_prompt="a cat", **call)
+        assert len(runs) == 3
+        fresh("a dog", negative_prompt="rain", **call)
+        assert len(runs) == 4
+
+
+def test_kept_embeddings_are_not_the_callers_to_change(pipe: Any) -> None:
+    given = pipe.encode_prompt(["a cat"])
+    given[:] = 0
+    assert pipe.encode_prompt(["a cat"]).any()
+    call = {"num_inference_steps": 2, "height": 64, "width": 64, "seed": 0}
+    before = [state.latents for state in pipe.steps("a cat", **call)][-1]
+    for state in pipe.steps("a cat", **call):
+        state.prompt_embeds[:] = 0
+    np.testing.assert_array_equal([state.latents for state in pipe.steps("a cat", **call)][-1], before)
+
+
+def tiny_vae(**changes: Any) -> Any:
+    """A tiny autoencoder with random weights that reach past [0, 1], for latents of half a picture's sides."""
+    import torch
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(7)
+    blocks = {f"{side}_block_out_channels": (16, 16) for side in ("encoder", "decoder")} | {
+        "num_encoder_blocks": (1, 1),
+        "num_decoder_blocks": (1, 1),
+    }
+    return AutoencoderTiny(**{**blocks, "latent_channels": 4, "scaling_factor": 0.7, **changes})
+
+
+def test_another_vae_decodes_as_in_diffusers(tiny_sd: Any, theirs: Any, tmp_path: Path) -> None:
+    import torch
+
+    tiny_vae().save_pretrained(tmp_path / "vae")
+    ingot.export(tiny_sd.folder, tmp_path / "bundle", to="torch", vae=tmp_path / "vae", progress=False)
+    call = {"prompt": "a cat", "num_inference_steps": 2, "height": 64, "width": 64}
+    kept, theirs.vae = theirs.vae, tiny_vae()
+    expected = theirs(**call, generator=torch.Generator().manual_seed(5), output_type="np").images
+    theirs.vae = kept
+    with ingot.load(tmp_path / "bundle") as pipe:
+        ours = pipe(**call, seed=5, output_type="np", progress=False).images
+        assert pipe._vae_config["_class_name"] == "AutoencoderTiny"
+    np.testing.assert_allclose(ours, expected, atol=ATOL, rtol=0)
+    assert expected.std() > 0.01
+    with pytest.raises(InputError, match="vae_decoder"):  # the checkpoint's own, which the bundle was not made with
+        ingot.add(tmp_path / "bundle", to="openvino", progress=False)
+
+
+def test_a_vae_that_does_not_fit_is_refused(tiny_sd: Any, tmp_path: Path) -> None:
+    wide = tiny_vae(
+        latent_channels=8, encoder_block_out_channels=(16,) * 3, decoder_block_out_channels=(16,) * 3,
+        num_encoder_blocks=(1,) * 3, num_decoder_blocks=(1,) * 3,
+    )  # fmt: skip
+    call = {"to": "torch", "progress": False}
+    with pytest.raises(
+        InputError,
+        match="AutoencoderTiny does not fit this model: 8 channels of latents where the model has 4; 4 pixels to a side of one "
+        "where the model has 2",
+    ):
+        ingot.export(tiny_sd.folder, tmp_path / "bundle", vae=wide, **call)
+    with pytest.raises(InputError, match=r"holds no autoencoder: a diffusers folder with a config\.json"):
+        ingot.export(tiny_sd.folder, tmp_path / "bundle", vae=tmp_path, **call)
+    with pytest.raises(InputError, match="holds UNet2DConditionModel, not an autoencoder"):
+        ingot.export(tiny_sd.folder, tmp_path / "bundle", vae=tiny_sd.folder / "unet", **call)
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_threads_share_a_pipeline_without_mixing(pipe: Any) -> None:
     call = {"num_inference_steps": 3, "height": 64, "width": 64, "output_type": "latent", "progress": False}
     alone = [pipe("a cat", seed=s, **call).images for s in range(3)]
@@ -230,6 +354,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no guidance": ({"prompt": "a", "guidance_scale": None}, "guidance_scale must be a number, not None"),
     "endless guidance": ({"prompt": "a", "guidance_scale": float("inf")}, "guidance_scale must be a number, not inf"),
+    "guidance that ends before it starts": (
+        {"prompt": "a", "guidance_start": 0.5, "guidance_end": 0.5},
+        r"guidance_start=0\.5 and guidance_end=0\.5 must be shares of the steps, from 0 to 1, the first below the second",
+    ),
+    "guidance past the end": ({"prompt": "a", "guidance_end": 1.5}, r"guidance_end=1\.5 must be shares"),
+    "guidance from nowhere": ({"prompt": "a", "guidance_start": None}, "guidance_start must be a number, not None"),
+    "caching without the shallow graph": ({"prompt": "a", "cache_interval": 2}, "export it with --deep-cache 0"),
+    "no interval": ({"prompt": "a", "cache_interval": 0}, "cache_interval must be a whole number of at least 1, not 0"),
     "a callback's unknown wish": (
         {"prompt": "a", "callback_on_step_end_tensor_inputs": ["latent"]},
         "a callback cannot ask for or change latent; available: latents",

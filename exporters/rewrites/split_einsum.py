@@ -25,7 +25,13 @@ from ingot.runtimes.errors import InputError
 
 # What it can stand in for: plain attention, its scale from the module or from the size of a head.
 SUPPORTED = (AttnProcessor, AttnProcessor2_0)
+EXACT = True
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+
+def applies(module: nn.Module) -> bool:
+    """Whether the module attends."""
+    return any(isinstance(part, Attention) for part in module.modules())
 
 
 @contextmanager

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from ingot.runtimes.errors import ExportError
 
-from .split_einsum import attend, replaced
+from .split_einsum import EXACT, applies, attend, replaced
 
+__all__ = ["CHUNK", "EXACT", "applied", "applies", "attend_in_parts"]
 CHUNK = 512
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -30,15 +31,15 @@ from .common import (
     check_number,
     check_size,
     fixed_size,
-    guidance_embedding,
-    guide,
     input_shape,
     make_generators,
     require_engines,
-    timestep_input,
 )
+from .deep_cache import POWER, Schedule
+from .denoiser import SHALLOW, Acceleration, Denoiser, Plan
 
 OUTPUT_TYPES = ("pil", "np", "latent")
+TEXTS = 64  # whose embeddings are kept: 236 kB each for Stable Diffusion 1.x
 Callback = Callable[["StableDiffusion", int, float, dict[str, Any]], dict[str, Any] | None]
 
 
@@ -49,6 +50,7 @@ class StableDiffusion(Engines):
     """
 
     roles = ("text_encoder", "unet", "vae_decoder")
+    optional_roles = (SHALLOW,)
 
     def __init__(
         self,
@@ -63,6 +65,9 @@ class StableDiffusion(Engines):
         self.tokenizer = tokenizers["tokenizer"]
         self.scheduler = scheduler
         self._unet_config, self._vae_config = configs["unet"], configs["vae_decoder"]
+        self._denoising = Denoiser(engines, self._unet_config.get("time_cond_proj_dim"))
+        # engines do not change, so neither does what they answer to a text; safe for threads, which may both encode it
+        self._encoded = functools.lru_cache(TEXTS)(self._encode)
         self.vae_scale_factor = 2 ** (len(self._vae_config["block_out_channels"]) - 1)
         self.size_multiple = self.vae_scale_factor
 
@@ -144,12 +149,23 @@ class StableDiffusion(Engines):
         latents: Array | None = None,
         prompt_embeds: Array | None = None,
         negative_prompt_embeds: Array | None = None,
+        guidance_start: float = 0.0,
+        guidance_end: float = 1.0,
+        cache_interval: int = 1,
+        cache_schedule: Schedule = "uniform",
+        cache_center: int | None = None,
+        cache_power: float = POWER,
     ) -> Iterator[State]:
         """The loop: yields its `State` after every step, so that progress, previews, changes half-way and stopping belong
         to the caller. It is one object, moved on by the next step. `decode(state.latents)` makes pictures.
 
         Arguments are diffusers'; `seed` stands for `torch.Generator().manual_seed(seed)`, a list of seeds for a list of
-        them. `latents` (batch, channels, height / factor, width / factor) replace the first noise. Raises InputError.
+        them. `latents` (batch, channels, height / factor, width / factor) replace the first noise.
+
+        Guidance holds from the share `guidance_start` of the steps to the share `guidance_end`; outside of it the batch
+        halves. With a bundle exported with DeepCache the whole UNet runs every `cache_interval` steps only; as
+        `cache_schedule`, "non-uniform" runs it most often around step `cache_center` (see pipelines.deep_cache for
+        `cache_power`), and a list names its steps. Raises InputError.
         """
         per_prompt = check_count("num_images_per_prompt", num_images_per_prompt)
         size = (self._size("height", height), self._size("width", width))
@@ -157,6 +173,8 @@ class StableDiffusion(Engines):
         custom = timesteps is not None or sigmas is not None
         count = None if custom else check_count("num_inference_steps", num_inference_steps)
         scheduler.set_timesteps(count, timesteps=timesteps, sigmas=sigmas)
+        how = Acceleration(guidance_start, guidance_end, cache_interval, cache_schedule, cache_center, cache_power)
+        plan = self._denoising.plan(len(scheduler.timesteps), how)
         scale = check_number("guidance_scale", guidance_scale)
         rescale = check_number("guidance_rescale", guidance_rescale)
         texts, negatives = self._texts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
@@ -168,14 +186,12 @@ class StableDiffusion(Engines):
         def negative() -> Array:
             if negative_prompt_embeds is not None:
                 return np.repeat(np.asarray(negative_prompt_embeds), per_prompt, axis=0)
-            # each different text once: a batch shares its negative prompt nearly always
-            rows = {text: self.encode_prompt([text]) for text in dict.fromkeys(negatives)}
-            return np.repeat(np.concatenate([rows[text] for text in negatives]), per_prompt, axis=0)
+            return np.repeat(self.encode_prompt(negatives), per_prompt, axis=0)
 
         state = State(
             -1, len(scheduler.timesteps), 0.0, x, x, scale, rescale, np.repeat(positive, per_prompt, axis=0), None
         )
-        return self._loop(state, scheduler, generators, negative, eta)
+        return self._loop(state, scheduler, generators, negative, eta, plan)
 
     def decode(self, latents: Array) -> Array:
         """Pictures of latents: (batch, height, width, 3) in 0..1. One at a time, which bounds the decoder's memory."""
@@ -183,47 +199,28 @@ class StableDiffusion(Engines):
         return to_unit(run_in_batches(self.vae_decoder, {"latent_sample": scaled}, most=1)["sample"])
 
     def encode_prompt(self, prompts: Sequence[str]) -> Array:
-        """Text embeddings, (len(prompts), tokens, width)."""
-        encoded = run_in_batches(self.text_encoder, {"input_ids": self.tokenizer(prompts)}, most=1)
-        return encoded["last_hidden_state"].astype(np.float32)
+        """Text embeddings, (len(prompts), tokens, width). Those of the last texts are kept: each is encoded once."""
+        return np.concatenate([self._encoded(text) for text in prompts])  # a copy, which the caller may change
+
+    def _encode(self, prompt: str) -> Array:
+        encoded = run_in_batches(self.text_encoder, {"input_ids": self.tokenizer([prompt])}, most=1)
+        embeds: Array = encoded["last_hidden_state"].astype(np.float32)
+        embeds.setflags(write=False)
+        return embeds
 
     def _loop(
-        self, state: State, scheduler: Scheduler, generators: Generators, negative: Callable[[], Array], eta: float
-    ) -> Iterator[State]:
+        self, state: State, scheduler: Scheduler, generators: Generators, negative: Callable[[], Array], eta: float,
+        plan: Plan,
+    ) -> Iterator[State]:  # fmt: skip
         for i, t in enumerate(scheduler.timesteps):
-            if self._guided(state) and state.negative_prompt_embeds is None:
+            if self._denoising.guided(state, plan, i) and state.negative_prompt_embeds is None:
                 state.negative_prompt_embeds = negative()  # not before it is needed: it costs a run of the text encoder
-            noise = self._predict(state, scheduler.scale_model_input(state.latents, t), float(t))
+            sample = scheduler.scale_model_input(state.latents, t)
+            noise = self._denoising.predict(state, plan, i, sample, float(t))
             stepped = scheduler.step(noise, t, state.latents, generator=generators, eta=eta)
             state.step, state.timestep = i, float(t)
             state.latents, state.denoised = stepped.prev_sample, stepped.denoised
             yield state
-
-    def _guided(self, state: State) -> bool:
-        return state.guidance_scale > 1 and not self._condition_width
-
-    def _predict(self, state: State, sample: Array, timestep: float) -> Array:
-        negative, embeds = state.negative_prompt_embeds, state.prompt_embeds
-        guided = negative is not None and self._guided(state)
-        if negative is not None and guided:
-            sample, embeds = np.concatenate([sample, sample]), np.concatenate([negative, embeds])
-        inputs = {
-            "sample": sample,
-            "encoder_hidden_states": embeds,
-            "timestep": timestep_input(self.denoiser, timestep, len(sample)),
-        }
-        if self._condition_width:
-            inputs["timestep_cond"] = guidance_embedding(state.guidance_scale, self._condition_width, len(sample))
-        out = run_in_batches(self.denoiser, inputs)["out_sample"].astype(np.float32)
-        if not guided:
-            return out
-        half = len(out) // 2
-        return guide(out[:half], out[half:], state.guidance_scale, state.guidance_rescale)
-
-    @property
-    def _condition_width(self) -> int | None:
-        """Width of the guidance embedding of a distilled UNet (LCM), which takes guidance as an input, not a batch."""
-        return self._unet_config.get("time_cond_proj_dim")
 
     def _texts(
         self, prompt: object, negative_prompt: object, prompt_embeds: Array | None, negative_embeds: Array | None

@@ -1,0 +1,76 @@
+"""At which steps DeepCache runs the whole denoiser, and what it keeps for the others.
+
+    uniform:      {i : i mod N = 0}
+    non-uniform:  {0} and int(l^p) + c for the ceil(T/N) - 1 points l that part (-c)^(1/p) to (T - c)^(1/p) evenly,
+
+where p comes down in steps of 0.02 until these are ceil(T/N) different steps. The whole denoiser runs most often around
+step c, where features change most. Roots of negative numbers are complex, and of a power the real part counts, as in the
+authors' code. Source: Ma, Fang and Wang, "DeepCache: Accelerating Diffusion Models for Free", 2023 (arXiv 2312.00858),
+"Non-uniform 1:N Inference", and their `sample_from_quad_center`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from .common import Array, check_count, check_number
+
+Schedule = str | Sequence[int]
+POWER = 1.4  # and c = 15 of 50 steps: the authors' for Stable Diffusion at N = 5
+CENTER = 0.3
+
+
+def full_steps(
+    steps: int, interval: object, schedule: object = "uniform", center: object = None, power: object = POWER
+) -> frozenset[int]:
+    """The steps, of `steps`, at which the whole denoiser runs. Step 0 is always one. Raises InputError."""
+    every = check_count("cache_interval", interval)
+    if schedule == "uniform":
+        return frozenset(range(0, steps, every))
+    if schedule == "non-uniform":
+        middle = round(CENTER * steps) if center is None else check_count("cache_center", center)
+        if middle >= steps:
+            raise InputError(f"cache_center={middle} lies behind the last of {steps} steps; {steps - 1} would do")
+        return _non_uniform(steps, -(-steps // every), middle, check_number("cache_power", power))
+    if isinstance(schedule, str) or not isinstance(schedule, Sequence):
+        raise InputError(f"cache_schedule must be 'uniform', 'non-uniform' or a list of steps, not {schedule!r}")
+    wrong = [step for step in schedule if isinstance(step, bool) or step not in range(steps)]
+    if wrong:
+        raise InputError(f"cache_schedule names the steps {wrong}, and there are the steps 0 to {steps - 1}")
+    return frozenset({0, *map(int, schedule)})
+
+
+def _non_uniform(steps: int, count: int, center: int, power: float) -> frozenset[int]:
+    if power <= 1:
+        raise InputError(f"cache_power must be above 1, not {power}; {POWER} is usual")
+    falling = power
+    while falling > 1:
+        first, last = (complex(end) ** (1 / falling) for end in (-center, steps - center))
+        points = first + (last - first) * np.arange(count + 1) / count
+        values = np.unique((points**falling).real.astype(np.int32))
+        found = frozenset({0, *(int(value) + center for value in values[1:-1])})
+        if len(found) == count and found <= set(range(steps)):
+            return found
+        falling -= 0.02
+    raise InputError(
+        f"no {count} different steps of {steps} lie around cache_center={center}: another center, a larger cache_interval or "
+        "cache_schedule='uniform' would do"
+    )
+
+
+@dataclass
+class Features:
+    """The deep features of the last whole run, and the batch that they belong to: its rows are compared by identity."""
+
+    value: Array | None = None  # (batch, channels, height, width) of the branch's level
+    rows: tuple[Any, ...] = ()
+
+    def of(self, rows: tuple[Any, ...]) -> Array | None:
+        """The features, if they are of a batch of these rows: guidance that starts or stops makes another."""
+        same = len(rows) == len(self.rows) and all(a is b for a, b in zip(rows, self.rows, strict=True))
+        return self.value if same else None

@@ -1,0 +1,107 @@
+"""The denoiser of a text-to-image loop: guidance in its interval, DeepCache's two graphs, one answer a step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..engines import Arrays, Engine, run_in_batches
+from ..errors import InputError
+from .common import Array, State, check_number, guidance_embedding, guide, timestep_input
+from .deep_cache import POWER, Features, Schedule, full_steps
+
+SHALLOW = "unet_shallow"
+FEATURES = "deep_features"
+
+
+@dataclass(frozen=True)
+class Acceleration:
+    """How a call spares work: see `StableDiffusion.steps`."""
+
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
+    cache_interval: int = 1
+    cache_schedule: Schedule = "uniform"
+    cache_center: int | None = None
+    cache_power: float = POWER
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is computed at each step of one call: guidance from `start` to `end`, in shares of the steps; the whole denoiser
+    at the `full` steps."""
+
+    steps: int
+    start: float
+    end: float
+    full: frozenset[int]
+    features: Features = field(default_factory=Features)
+
+    def guides(self, step: int) -> bool:
+        """Whether guidance is on: diffusers' rule for `control_guidance_start` and `control_guidance_end`."""
+        return step / self.steps >= self.start and (step + 1) / self.steps <= self.end
+
+
+class Denoiser:
+    """A UNet and, where the bundle has it, its shallow form. State of a call lies in its `Plan`."""
+
+    def __init__(self, engines: Mapping[str, Engine], condition_width: int | None) -> None:
+        self.unet = engines["unet"]
+        self.shallow = engines.get(SHALLOW)
+        # of the guidance embedding of a distilled UNet (LCM), which takes guidance as an input, not a batch
+        self.condition_width = condition_width
+
+    def plan(self, steps: int, how: Acceleration) -> Plan:
+        """The plan of a call of so many steps. Raises InputError for what cannot be, or not with this bundle."""
+        start, end = (check_number(f"guidance_{n}", getattr(how, f"guidance_{n}")) for n in ("start", "end"))
+        if not 0 <= start < end <= 1:
+            raise InputError(
+                f"guidance_start={start} and guidance_end={end} must be shares of the steps, from 0 to 1, the first below the second"
+            )
+        if self.condition_width and (start, end) != (0, 1):
+            raise InputError("guidance_start and guidance_end are for guidance by a doubled batch; this model has none")
+        full = full_steps(steps, how.cache_interval, how.cache_schedule, how.cache_center, how.cache_power)
+        if len(full) < steps and self.shallow is None:
+            raise InputError(
+                f"cache_interval and cache_schedule need DeepCache's {SHALLOW}, which this bundle does not have: export it "
+                "with --deep-cache 0 (deep_cache=0)"
+            )
+        return Plan(steps, start, end, full)
+
+    def guided(self, state: State, plan: Plan, step: int) -> bool:
+        """Whether a step takes a negative prompt's half of the batch."""
+        return state.guidance_scale > 1 and not self.condition_width and plan.guides(step)
+
+    def predict(self, state: State, plan: Plan, step: int, sample: Array, timestep: float) -> Array:
+        """The guided prediction for a scaled sample: (batch, channels, height, width)."""
+        negative, embeds = state.negative_prompt_embeds, state.prompt_embeds
+        guided = negative is not None and self.guided(state, plan, step)
+        rows: tuple[Array, ...] = (embeds,)
+        if negative is not None and guided:
+            rows = (negative, embeds)
+            sample, embeds = np.concatenate([sample, sample]), np.concatenate(rows)
+        inputs = {
+            "sample": sample,
+            "encoder_hidden_states": embeds,
+            "timestep": timestep_input(self.unet, timestep, len(sample)),
+        }
+        if self.condition_width:
+            inputs["timestep_cond"] = guidance_embedding(state.guidance_scale, self.condition_width, len(sample))
+        out = self._run(inputs, plan, step, rows)["out_sample"].astype(np.float32)
+        if not guided:
+            return out
+        half = len(out) // 2
+        return guide(out[:half], out[half:], state.guidance_scale, state.guidance_rescale)
+
+    def _run(self, inputs: Arrays, plan: Plan, step: int, rows: tuple[Array, ...]) -> Arrays:
+        """The shallow graph where the plan says so and there are features of this very batch, else the whole one."""
+        features = None if step in plan.full else plan.features.of(rows)
+        if features is not None and self.shallow is not None:
+            given = {**inputs, FEATURES: features}
+            return run_in_batches(self.shallow, {s.name: given[s.name] for s in self.shallow.signature.inputs})
+        out = run_in_batches(self.unet, inputs)
+        if FEATURES in out:
+            plan.features.value, plan.features.rows = out[FEATURES], rows
+        return out
