@@ -82,11 +82,12 @@ def quantized(folder: Path, engine: str, scheme: str) -> None:
 def table(work: Path, bundle: Bundle, role: str, rounds: int) -> list[str]:
     """The table's lines; speeds are against torch in float32."""
     entry = bundle.component(role)
-    forms = ["torch float32", "torch bfloat16"]
+    lower = _has_bfloat16()
+    forms = ["torch float32", *(["torch bfloat16"] if lower else [])]
     for graph in entry.graphs:
         forms.append(_name(graph))
         if graph.engine == "openvino" and graph.quantization is None:
-            forms += [f"{_name(graph)} in f32", f"{_name(graph)} in bf16"]
+            forms += [f"{_name(graph)} in bf16"] if lower else []
     found: dict[str, list[dict[str, float]]] = {form: [] for form in forms}
     for _ in range(rounds):
         for form in forms:
@@ -103,6 +104,12 @@ def table(work: Path, bundle: Bundle, role: str, rounds: int) -> list[str]:
             f"| {role} | {form} | {megabytes:,.0f} | {full / megabytes:.1f} | {seconds:.2f} | {base / seconds:.2f} | {peak:.1f} |"
         )
     return lines
+
+
+def _has_bfloat16() -> bool:
+    """Whether the processor computes in bfloat16; without it torch takes minutes, and OpenVINO float32."""
+    info = Path("/proc/cpuinfo")
+    return info.exists() and bool({"avx512_bf16", "amx_bf16", "bf16"} & set(info.read_text().split()))
 
 
 def run(work: Path, role: str, form: str) -> dict[str, float]:

@@ -56,12 +56,12 @@ def prepared(folder: Path, targets: list[str]) -> Path:
     prompts = [scene.caption for scene in split()[0][:16]]  # seen in training: calibration is no test
     held = names(Bundle.open(bundle, hashes=False).manifest)
     for engine in targets:
-        for scheme in toolchain(engine).SCHEMES:
-            if (engine, scheme) not in held:
-                try:
-                    ingot.quantize(bundle, scheme, to=engine, calibrate=prompts)
-                except IngotError as error:
-                    print(f"{engine} {scheme}: {error}", file=sys.stderr)
+        missing = [scheme for scheme in toolchain(engine).SCHEMES if (engine, scheme) not in held]
+        if missing:
+            try:
+                ingot.quantize(bundle, missing, to=engine, calibrate=prompts)
+            except IngotError as error:
+                print(f"{engine} {', '.join(missing)}: {error}", file=sys.stderr)
     return bundle
 
 

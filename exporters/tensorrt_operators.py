@@ -50,7 +50,8 @@ _OWN_INPUTS = {
     "Expand": (1,), "Gather": (1,), "GatherElements": (1,), "GatherND": (1,), "OneHot": (0, 1), "Pad": (1, 3), "Reshape": (1,),
     "Resize": (1, 2, 3), "ScatterElements": (1,), "ScatterND": (1,), "Slice": (1, 2, 3, 4), "Split": (1,), "Squeeze": (1,),
     "Tile": (1,), "TopK": (1,), "Trilu": (1,), "Unsqueeze": (1,), "Upsample": (1,), "Where": (0,), "ConstantOfShape": (0,),
-    "CumSum": (1,), "Dropout": (1, 2), "QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2), "RotaryEmbedding": (3,), "Attention": (3,), **{f"Reduce{kind}": (1,) for kind in (
+    "CumSum": (1,), "Dropout": (1, 2), "QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2),
+    "RotaryEmbedding": (3,), "Attention": (3,), **{f"Reduce{kind}": (1,) for kind in (
         "L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")},
 }  # fmt: skip
 _OWN_OUTPUTS = frozenset(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ingot.exporters.graph_file import GraphFile
 from ingot.exporters.parity import open_exactly
 from ingot.runtimes.bundle import Bundle
-from ingot.runtimes.engines import Arrays, Engine
+from ingot.runtimes.engines import Arrays, Engine, fit
 from ingot.runtimes.errors import InputError, ParityError
 from ingot.runtimes.manifest import Graph
 from ingot.runtimes.metrics import compare, decibels, image_psnr, image_ssim
@@ -104,9 +104,18 @@ class Workbench:
             folder.mkdir(parents=True)
             self.made[key] = toolchain(self.engine).quantize(
                 work.source, folder, scheme=work.scheme, keep=kept, name=f"{stem(work)}_{work.scheme}",
-                calls=self.calls.get(work.role, ()) if needs_calls(self.engine, work.scheme) else (), **self.options,
+                calls=self._calls(work) if needs_calls(self.engine, work.scheme) else (), **self.options,
             )  # fmt: skip
         return self.made[key]
+
+    def _calls(self, work: Work) -> list[Arrays]:
+        """The calibration data as the graph takes it: of its size, where that is fixed, and in its dtypes."""
+        signature = work.source.signature
+        found = [fit(signature, call) for call in self.calls.get(work.role, ()) if signature.admits(call)]
+        if not found:
+            shapes = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in signature.inputs)
+            raise InputError(f"no calibration call has the size that {work.role} on {self.engine} takes ({shapes})")
+        return found
 
     def forget(self, work: Work, keep: Collection[str]) -> None:
         """Remove a candidate's files."""
