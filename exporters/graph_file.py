@@ -20,8 +20,7 @@ class GraphFile:
     `path` is the file to open, for a package that is a folder the file at its head; `extra_files` are all others that
     belong to it. `dtype` is its precision, `signature` what was written: the graph's own dtypes, numbers for names where
     it is static. `stored` is what its engine must know to open it, plain enough for JSON. `form` is "" for the graph that
-    every reader takes, else whom it is written for; `forms` are such graphs of the same component and engine. `rewrites`
-    changed the module before it was traced.
+    every reader takes, else whom it is written for; `forms` are such graphs of the same component and engine.
     """
 
     role: str
@@ -34,4 +33,3 @@ class GraphFile:
     stored: dict[str, Any] = field(default_factory=dict)
     form: str = ""
     forms: tuple[GraphFile, ...] = ()
-    rewrites: tuple[str, ...] = ()

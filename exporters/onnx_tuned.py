@@ -27,7 +27,7 @@ def tuned_form(model: ir.Model) -> ir.Model | None:
 
 def tune(model: ir.Model) -> Outcome:
     """Rewrite a portable graph in place. Weights are neither read nor copied."""
-    given = {id(value): value.shape for node in model.graph for value in node.outputs}
+    given = {value: value.shape for node in model.graph for value in node.outputs}
     passes.ShapeInferencePass(check_type=False, strict_mode=False)(model)
     outcome = fuse(model)
     passes.RemoveUnusedNodesPass()(model)
@@ -36,6 +36,6 @@ def tune(model: ir.Model) -> Outcome:
     for node in model.graph:  # the names of sizes that were inferred mean nothing outside
         for value in node.outputs:
             if not value.is_graph_output():
-                value.shape = given.get(id(value))
+                value.shape = given.get(value)
     passes.NameFixPass()(model)
     return outcome

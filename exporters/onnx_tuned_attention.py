@@ -33,6 +33,7 @@ from .onnx_tuned_match import (
 )
 
 SPLIT = (0, 2, 1, 3)  # (batch, length, heads, width) to (batch, heads, length, width) and back
+FLAT = "ingot.flat"  # the initializer by which a view's heads and width become one axis
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ def find(softmax: ir.Node) -> Attention:
     heads = size(views[0], 2)
     if not isinstance(heads, int) or not equal(views[0], views[1], 2) or not equal(views[0], views[2], 2):
         raise Refused("queries, keys and values are not known to have one number of heads")
+    if not set.intersection(*(_batches(view) for view in views)):
+        raise Refused("queries, keys and values are not known to have one batch, over which the operator repeats none")
     if mask is not None:
         _require_whole(mask, views[0], views[1])
     return Attention(*views, mask, scale * query_scale * key_scale, heads, _flattened(weighted, views[0], views[2]))
@@ -192,15 +195,28 @@ def _replace(graph: ir.Graph, found: Attention) -> None:
 
 def _flat(graph: ir.Graph, view: ir.Value, before: ir.Node) -> ir.Value:
     """(batch, length, heads * width): what the view is of, where that is known to be the same, or the view flattened."""
-    node = made_by(view, "Reshape")
-    source = node.inputs[0] if node is not None else None
-    if source is not None and _is_flat(source, view, size(view, 3)):
+    source = _source(view)
+    if source is not None:
         return source
-    shape = ir.Value(name=f"{view.name}_flat", const_value=ir.tensor(np.array([0, 0, -1]), name=f"{view.name}_flat"))
-    graph.register_initializer(shape)
+    shape = graph.initializers.get(FLAT)  # one for all views, of which some are flattened several times
+    if shape is None:
+        shape = ir.Value(name=FLAT, const_value=ir.tensor(np.array([0, 0, -1]), name=FLAT))
+        graph.register_initializer(shape)
     flat = ir.node("Reshape", [view, shape], name=f"{view.name}_flattened")
     graph.insert_before(before, flat)
     return flat.outputs[0]
+
+
+def _source(view: ir.Value) -> ir.Value | None:
+    """What the view is of, where that is known to be (batch, length, heads * width)."""
+    node = made_by(view, "Reshape")
+    source = node.inputs[0] if node is not None else None
+    return source if source is not None and _is_flat(source, view, size(view, 3)) else None
+
+
+def _batches(view: ir.Value) -> set[Size]:
+    """What is known of a view's batch, its own or that of what it is of: shape inference knows none of a -1."""
+    return {size(value, 0) for value in (view, _source(view)) if value is not None} - {None}
 
 
 def _is_flat(value: ir.Value, view: ir.Value, width: Size) -> bool:

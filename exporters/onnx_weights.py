@@ -53,11 +53,11 @@ def save(
     """
     large = [value for value in _stored(model) if tensor_of(value).nbytes >= SMALL_BYTES]
     if sum(tensor_of(value).nbytes for value in large) <= external_bytes:
-        ir.save(model, path)
+        write_anew(model, path)
         return ()
     data = path.with_name(path.name + "_data")
     _move(large, data, progress)
-    ir.save(model, path)
+    write_anew(model, path)
     return (data,)
 
 
@@ -86,6 +86,13 @@ def data_files(graph: Path) -> tuple[Path, ...]:
     tensors = [tensor_of(value) for value in _stored(ir.load(graph))]
     names = {Path(tensor.location).name for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
     return tuple(graph.with_name(name) for name in sorted(names))
+
+
+def write_anew(model: ir.Model, path: Path) -> None:
+    """Write the graph, never in place: the file that is there may be a hard link to another bundle's."""
+    fresh = path.with_name(path.name + ".new")
+    ir.save(model, fresh)
+    fresh.replace(path)
 
 
 def tensor_of(value: ir.Value) -> Any:
@@ -215,10 +222,7 @@ def _rewrite(model: ir.Model, path: Path) -> None:
         data = _data_of(value)
         if data is not None:
             value.const_value = _reference(value, data, tensor_of(value).offset)
-    # never in place: the file may be a hard link to another bundle's
-    fresh = path.with_name(path.name + ".new")
-    ir.save(model, fresh)
-    fresh.replace(path)
+    write_anew(model, path)
 
 
 def _move(values: Sequence[ir.Value], data: Path, progress: Progress | None) -> None:

@@ -42,6 +42,27 @@ def _holds(engine: str, quality: Quality, entries: Mapping[str, ComponentEntry])
     )
 
 
+def without(manifest: Manifest, folder: Path, engine: str, role: str, precision: str) -> Manifest:
+    """The manifest without a component's graphs of a precision, whose files are removed from the folder, and without what
+    was measured with them."""
+    entry = manifest.components[role]
+    kept = tuple(g for g in entry.graphs if (g.engine, g.precision) != (engine, precision))
+    if len(kept) == len(entry.graphs):
+        return manifest
+    components = {**manifest.components, role: msgspec.structs.replace(entry, graphs=kept)}
+    used = {file for one in components.values() for graph in one.graphs for file in graph.files}
+    gone = {file for graph in entry.graphs for file in graph.files} - used
+    for name in gone:
+        (folder / name).unlink()
+    files = {name: one for name, one in manifest.files.items() if name not in gone}
+    quality = {
+        name: one
+        for name, one in manifest.quality.items()
+        if name.split()[0] != engine or one.graphs.get(role) != precision
+    }
+    return msgspec.structs.replace(manifest, components=components, files=files, quality=quality)
+
+
 def described(folder: Path, known: dict[str, FileEntry]) -> dict[str, FileEntry]:
     """Size and hash of every file in a folder, those that are known taken over; hidden ones are the user's own."""
     return {name: known.get(name) or describe_file(file) for name, file in _listed(folder)}

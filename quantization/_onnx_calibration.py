@@ -146,7 +146,7 @@ def _merged(found: Mapping[str, list[NDArray[Any]]], number: int) -> Observed:
     sample = np.concatenate([np.ravel(part) for part in of("sample")])
     if sample.size > KEPT:
         sample = sample[:: sample.size // KEPT + 1]
-    strange = not np.isfinite(sample).all()
+    strange = np.max(of("nan")) > 0 or not np.isfinite(sample).all()
     low, high = (float(np.min(of("low"))), float(np.max(of("high"))))
     channels = np.max(of("channels"), axis=0) if of("channels") else None
     return Observed(np.nan if strange else low, np.nan if strange else high, sample, channels)
@@ -198,6 +198,9 @@ def _watch(model: ir.Model, names: Sequence[str], channels: Mapping[str, int]) -
         step = add("Add", [add("Mul", [half, numbers["two"]]), numbers["one"]])
         add("ReduceMin", [flat], f"ingot.watch.low.{number}", keepdims=0)
         add("ReduceMax", [flat], f"ingot.watch.high.{number}", keepdims=0)
+        # both pass over some NaN, as ONNX Runtime computes them
+        unlike = add("Cast", [add("IsNaN", [flat])], to=ir.DataType.UINT8.value)
+        add("Cast", [add("ReduceMax", [unlike], keepdims=0)], f"ingot.watch.nan.{number}", to=FLOAT.value)
         ends = [flat, numbers["zero"], numbers["end"], numbers["zero"], step]
         add("Slice", ends, f"ingot.watch.sample.{number}")
         if name in channels:

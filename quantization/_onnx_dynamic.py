@@ -56,7 +56,7 @@ def linear_weight(edit: Edit, weight: Weight, form: str) -> tuple[ir.Value, ir.V
 
     name, unsigned = weight.layer.name, form == "uint8"
     return (
-        edit.lazy(f"{name}.weight_quantized", make, UINT8 if unsigned else INT8, sizes(weight)),
+        edit.lazy(f"{name}.weight_quantized", weight, make, UINT8 if unsigned else INT8, sizes(weight)),
         edit.constant(f"{name}.weight_scale", scale),
         edit.constant(f"{name}.weight_zero", np.uint8(128) if unsigned else np.int8(0)),
     )
@@ -109,7 +109,7 @@ def convolve(edit: Edit, node: ir.Node, weight: Weight, rounded: Sequence[ir.Val
     def make() -> NDArray[Any]:
         return integers.biased(integers.rounded(read(weight), scale, 0, 8))
 
-    weights = edit.lazy(f"{name}.weight_quantized", make, UINT8, array.shape)
+    weights = edit.lazy(f"{name}.weight_quantized", weight, make, UINT8, array.shape)
     zero = edit.constant(f"{name}.weight_zero", np.uint8(128))
     along = (-1, *([1] * (array.ndim - 2)))
     scales = edit.constant(f"{name}.weight_scale", scale.reshape(along))

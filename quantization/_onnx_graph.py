@@ -129,15 +129,24 @@ class Edit:
         self.model = load(path)
         self.graph, self.beside = self.model.graph, beside(path, self.model)
         self._made: dict[str, ir.Value] = {}
+        self._of: dict[str, ir.Value] = {}  # what a lazy one is made of
 
     def constant(self, name: str, array: NDArray[Any] | np.generic) -> ir.Value:
-        """An initializer of this name; the one that was made before by it."""
+        """An initializer of this name; the one that was made before by it, which must hold the same."""
+        array = np.asarray(array)
         if name not in self._made:
-            self._made[name] = self._register(ir.tensor(np.asarray(array), name=name), name)
+            self._made[name] = self._register(ir.tensor(array, name=name), name)
+        held = tensor_of(self._made[name]).numpy()
+        if (held.dtype, held.shape, held.tobytes()) != (array.dtype, array.shape, array.tobytes()):
+            raise ExportError(f"two different initializers would be called {name!r}; keep one of the layers")
         return self._made[name]
 
-    def lazy(self, name: str, make: Callable[[], NDArray[Any]], dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:
-        """An initializer that is made when it is written."""
+    def lazy(
+        self, name: str, weight: Weight, make: Callable[[], NDArray[Any]], dtype: ir.DataType, shape: Sequence[int]
+    ) -> ir.Value:
+        """An initializer that is made of a weight when it is written; the one that was made before of the same."""
+        if self._of.setdefault(name, weight.value) is not weight.value:
+            raise ExportError(f"what is made of two weights would be called {name!r}; keep one of the layers")
         if name not in self._made:
             tensor = ir.LazyTensor(
                 lambda: ir.tensor(np.ascontiguousarray(make()), dtype=dtype), dtype, ir.Shape(shape), name=name
@@ -253,6 +262,8 @@ def _weight_of(node: ir.Node) -> ir.Value | None:
     """The initializer that is this node's weight."""
     if node.domain not in ("", "ai.onnx") or node.op_type not in KINDS:
         return None
+    if node.op_type != "Gather" and (node.inputs[0] is None or node.inputs[0].is_initializer()):
+        return None  # it reads a constant, which no run shows
     value = node.inputs[0 if node.op_type == "Gather" else 1]
     if value is None or value.const_value is None or value.name not in (node.graph.initializers if node.graph else ()):
         return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,6 +39,17 @@ def scale_of(extreme: Floats | np.floating[Any], integer: float) -> Floats:
     return np.where(found > 0, found, np.float32(1)).astype(np.float32)
 
 
+def storable(scale: Floats, dtype: Any) -> Floats:
+    """Scales that a type of floats holds exactly, for integers that are made with what is stored: never 0, and the next
+    above where rounding down, among the type's least numbers, would cut off more than half a step of 8 bits."""
+    limits = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]  # ml_dtypes has no types for it
+    ends = np.float32(limits.smallest_subnormal), np.float32(limits.max)
+    found = np.clip(scale, *ends).astype(dtype)
+    above = np.nextafter(found, np.asarray(limits.max, dtype))
+    cut = found.astype(np.float32) * np.float32(127.5 / 127) < np.clip(scale, *ends)
+    return np.asarray(np.where(cut, above, found), np.float32)
+
+
 def rounded(weight: Floats, scale: Floats, axis: int, bits: int) -> NDArray[np.int8]:
     """The integers of a weight by its channels' scales."""
     along = [1] * weight.ndim
@@ -56,15 +68,16 @@ def activation_scale(low: float, high: float, *, signed: bool) -> tuple[np.float
     """Scale and zero point of what lies between two values.
 
     Unsigned: s = (high - low) / 255 with zero inside, zero point round(-low / s). Signed, as TensorRT wants it: the zero
-    point is 0 and s = max(|low|, |high|) / 127. Raises ValueError for bounds that are no numbers.
+    point is 0 and s = max(|low|, |high|) / 127. Raises ValueError for bounds that are no numbers, or further apart than
+    float32 reaches.
     """
-    if not (np.isfinite(low) and np.isfinite(high)):
+    span = max(abs(low), abs(high)) if signed else max(high, 0.0) - min(low, 0.0)
+    if not (np.isfinite(low) and np.isfinite(high) and span <= float(np.finfo(np.float32).max)):
         raise ValueError(f"its values reach from {low} to {high}")
     if signed:
-        return np.float32(scale_of(np.float32(max(abs(low), abs(high))), 127)), np.int8(0)
-    low, high = min(low, 0.0), max(high, 0.0)
-    scale = np.float32(scale_of(np.float32(high - low), 255))
-    return scale, np.uint8(np.clip(np.rint(-low / scale), 0, 255))
+        return np.float32(scale_of(np.float32(span), 127)), np.int8(0)
+    scale = np.float32(scale_of(np.float32(span), 255))
+    return scale, np.uint8(np.clip(np.rint(-min(low, 0.0) / scale), 0, 255))
 
 
 def blocks(weight: Floats, size: int, bits: int, symmetric: bool) -> tuple[Integers, Floats, Integers]:

@@ -112,7 +112,7 @@ def _convolution(
         return integers.biased(found) if form == "uint8" else found
 
     dtype = ir.DataType.UINT8 if form == "uint8" else ir.DataType.INT8
-    small = edit.lazy(f"{name}.weight_quantized", make, dtype, array.shape)
+    small = edit.lazy(f"{name}.weight_quantized", weight, make, dtype, array.shape)
     zero = edit.constant(f"{name}.weight_zeros", _zeros(form, len(scale)))
     steps = edit.constant(f"{name}.weight_scale", scale)
     (wide,) = edit.before(node, "DequantizeLinear", [small, steps, zero], {"axis": 0})
@@ -126,7 +126,8 @@ def _convolution(
 def _name_for(node: ir.Node, weight: Weight) -> str:
     """A name for what is made of a weight for one of its nodes: the activation's scale is in it."""
     at = next(number for number, other in enumerate(weight.nodes) if other is node)
-    return f"{weight.layer.name}#{at}" if at else weight.layer.name
+    # not "#", which tells layers of one name apart
+    return f"{weight.layer.name}@{at}" if at else weight.layer.name
 
 
 def _zeros(form: str, count: int) -> NDArray[Any]:

@@ -76,7 +76,7 @@ def halves(edit: Edit, found: Sequence[Weight]) -> None:
             return read(weight).astype(np.float16)
 
         name = f"{weight.layer.name}.weight_half"
-        small = edit.lazy(name, make, FLOAT16, tensor_of(weight.value).shape)
+        small = edit.lazy(name, weight, make, FLOAT16, tensor_of(weight.value).shape)
         (wide,) = edit.before(_first(edit, weight), "Cast", [small], {"to": FLOAT.value}, like=weight.value)
         weight.value.replace_all_uses_with(wide)
 
@@ -116,9 +116,9 @@ def _blocks(edit: Edit, weight: Weight, bits: int, size: int, symmetric: bool) -
 
     per_row = -(-count * bits // 8)
     return [
-        edit.lazy(f"{name}.weight_quantized", lambda: part(0), UINT8, (outputs, count, size * bits // 8)),
-        edit.lazy(f"{name}.weight_scale", lambda: part(1), FLOAT, (outputs * count,)),
-        None if symmetric else edit.lazy(f"{name}.weight_zero", lambda: part(2), UINT8, (outputs * per_row,)),
+        edit.lazy(f"{name}.weight_quantized", weight, lambda: part(0), UINT8, (outputs, count, size * bits // 8)),
+        edit.lazy(f"{name}.weight_scale", weight, lambda: part(1), FLOAT, (outputs * count,)),
+        None if symmetric else edit.lazy(f"{name}.weight_zero", weight, lambda: part(2), UINT8, (outputs * per_row,)),
     ]
 
 
@@ -130,7 +130,7 @@ def _channels(edit: Edit, weight: Weight) -> tuple[ir.Value, NDArray[np.float32]
     def make() -> NDArray[Any]:
         return integers.rounded(read(weight), scale, weight.axis, 8)
 
-    return edit.lazy(f"{weight.layer.name}.weight_quantized", make, INT8, array.shape), scale
+    return edit.lazy(f"{weight.layer.name}.weight_quantized", weight, make, INT8, array.shape), scale
 
 
 def _first(edit: Edit, weight: Weight) -> ir.Node:

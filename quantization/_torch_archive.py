@@ -1,5 +1,6 @@
-"""A `.pt2` program as its JSON, changed and written anew: weights stream from the old archive into the new one.
+"""A `.pt2` program as its JSON, changed and written anew: what is kept is copied from the old archive a member at a time.
 
+What is new is held in memory until `Program.save`, all of it: about a quarter of the weights' float32 with int8, half with fp16.
 torch.export.load would unpickle, and trace or rebuild every shape; what is not touched here stays as it was, to the bit.
 """
 

@@ -5,10 +5,13 @@ A runtime then needs torch and nothing else, and no operator of torchao's own ha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from ingot.runtimes.errors import ExportError
 
 from . import _torch_numbers as numbers
 from ._torch_archive import NUMBERS, Calls, Dim, Program, fixed, tensor, times
@@ -65,6 +68,25 @@ def _is_matrix(program: Program, node: Any) -> bool:
     plain = {"stride": {1}, "padding": {0}, "dilation": {1}}
     whole = all(set(given[name]["as_ints"]) == one for name, one in plain.items() if name in given)
     return kernel == fixed((1, 1)) and whole and given.get("groups", {"as_int": 1}) == {"as_int": 1}
+
+
+def require_fitting(weights: Sequence[Weight], scheme: str) -> None:
+    """Refuse weights that the scheme cannot hold: ExportError naming every layer with one."""
+    extremes = {weight.name: torch.stack(torch.aminmax(weight.tensor)) for weight in weights}  # NaN if there is one
+    broken = [name for name, ends in extremes.items() if not ends.isfinite().all()]
+    if broken:
+        raise ExportError(
+            f"weights that are infinite or no number cannot be quantized: {', '.join(broken)}; is the model whole? `keep` "
+            "leaves these layers as they are"
+        )
+    half = HALVES.get(scheme)
+    wide = [name for name, ends in extremes.items() if half is not None and not ends.to(half).isfinite().all()]
+    if half is not None and wide:
+        other = "bf16 holds them, or " if scheme == "fp16" else ""
+        raise ExportError(
+            f"{scheme} holds numbers to {torch.finfo(half).max:g}, and weights are larger in {', '.join(wide)}: {other}`keep` "
+            "leaves these layers as they are"
+        )
 
 
 def rewrite(program: Program, weight: Weight, scheme: str, group_size: int) -> None:

@@ -24,7 +24,7 @@ from ingot.runtimes.manifest import Graph, Manifest, Timing
 
 from .frontier import Point, fastest, frontier
 from .toolchains import needs_calls, toolchain
-from .workbench import Work, Workbench
+from .workbench import Work, Workbench, in_parts, no_call
 
 if TYPE_CHECKING:
     from .quantize import Run
@@ -44,13 +44,17 @@ class Candidate:
 
 def automatic(run: Run) -> Manifest:
     """Measure every engine and scheme of the request; the manifest with what is worth keeping."""
-    manifest = run.kept(lambda graph: (graph.engine, graph.precision) not in run.wanted.replaced)
+    manifest = run.manifest
     kept_any = False
+    if not run.wanted.pairs:
+        raise InputError(
+            "nothing that quantizes for the bundle's engines is installed: pip install 'ingot[export,quantize]'"
+        )
     for engine in dict.fromkeys(engine for engine, _ in run.wanted.pairs):
         if not _devices(engine):
             run.tell(f"{engine} is left out: nothing here runs it, so its speed cannot be measured")
             continue
-        bench = run.bench(engine)
+        bench = run.bench(engine, "auto")
         chosen: dict[str, str] = {}
         for role in run.wanted.components:
             if role not in bench.used:
@@ -59,7 +63,7 @@ def automatic(run: Run) -> Manifest:
             found = _candidates(run, bench, role)
             kept = _frontier(run, bench, role, found)
             for candidate in kept:
-                manifest = run.added(manifest, bench, [candidate.work], {role: candidate.work.keep})
+                manifest = run.added(manifest, bench, "auto", [candidate.work], {role: candidate.work.keep})
                 manifest = _timed(manifest, engine, candidate)
             best = fastest([candidate.point for candidate in kept], _floor(run))
             if best is not None:
@@ -99,6 +103,9 @@ def _candidates(run: Run, bench: Workbench, role: str) -> list[Candidate]:
         if needs_calls(bench.engine, scheme) and run.wanted.calibration is None:
             run.tell(f"{role} {scheme} on {bench.engine} is not tried: it needs calibration prompts")
             continue
+        if run.has(bench.engine, role, scheme) and not run.wanted.overwrite:
+            run.tell(f"{role} {scheme} on {bench.engine} is there already; --overwrite measures it anew")
+            continue
         try:
             work = bench.work(role, scheme, run.wanted.keep)
             if all(layer.name in work.keep for layer in work.layers):
@@ -129,7 +136,9 @@ def _timing(run: Run, bench: Workbench, work: Work, file: GraphFile) -> Timing:
         open_with(bench.engine, file.path, file.signature, file.stored, {}),
     ]
     try:
-        own = [call for call in bench.reference.calls[work.role] if file.signature.admits(call)]
+        own = [part for call in bench.reference.calls[work.role] for part in in_parts(file.signature, call)]
+        if not own:
+            raise InputError(no_call(work.role, bench.engine, file.signature, "recorded"))
         parent_s, own_s = seconds(opened, own[: ROUNDS + 1])
     finally:
         for engine in opened:

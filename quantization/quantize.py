@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ingot.exporters.atomic import atomic_folder
 from ingot.exporters.bundle_writer import save_manifest, versions
 from ingot.exporters.graph_file import GraphFile
-from ingot.exporters.relink import described, relink
+from ingot.exporters.relink import described, relink, without
 from ingot.runtimes import manifest as manifests
 from ingot.runtimes.bundle import Bundle
 from ingot.runtimes.errors import InputError
@@ -42,10 +42,10 @@ def quantize(
     scheme: str | Sequence[str] | None = None,
     *,
     to: str | Sequence[str] | None = None,
-    components: Sequence[str] | None = None,
-    keep: Sequence[str] = (),
+    components: Sequence[str] | str | None = None,
+    keep: Sequence[str] | str = (),
     calibrate: Sequence[str] | str | Path | None = None,
-    prompts: Sequence[str] | None = None,
+    prompts: Sequence[str] | str | None = None,
     min_psnr: float | None = None,
     min_checker: float | None = None,
     auto: bool = False,
@@ -85,6 +85,7 @@ def quantize(
     >>> pipe = ingot.load("shapes-bundle", engine="openvino", precision="int8-weights")  # doctest: +SKIP
     """
     old = Bundle.open(Path(bundle).resolve())
+    prompts, components, keep = _listed(prompts), _listed(components), _listed(keep) or ()
     plan = Plan(
         tuple(prompts) if prompts is not None else evaluation_prompts(old), seed, num_inference_steps, guidance_scale, height, width
     )  # fmt: skip
@@ -118,32 +119,42 @@ class Run:
         """Where candidates lie."""
         return self.folder / ".candidates"
 
+    def __post_init__(self) -> None:
+        """Take all of the old bundle over; what is made anew takes its place later."""
+        self.manifest = relink(self.old, self.folder, lambda _: True)
+
     def schemes(self) -> Manifest:
         """Every engine and scheme that was asked for; the manifest with the new graphs."""
-        manifest = self.kept(lambda graph: (graph.engine, graph.precision) not in self.wanted.replaced)
+        manifest = self.manifest
         for engine, scheme in self.wanted.pairs:
-            bench = self.bench(engine)
-            works = self.works(bench, scheme)
+            bench = self.bench(engine, scheme)
+            works = self.works(bench, scheme, manifest)
             self.tell(f"{engine} {scheme}: " + ", ".join(f"{work.role} {work.scheme}" for work in works))
             self.calibrate(bench, works)
             chosen = choose(bench, works, self.wanted.floor, self.tell)
-            manifest = self.added(manifest, bench, [work for work in works if work.role in chosen.files], chosen.kept)
-            quality = self.quality(chosen.damage, {role: file.dtype for role, file in chosen.files.items()})
+            mine = [work for work in works if work.role in chosen.files]
+            manifest = self.added(manifest, bench, scheme, mine, chosen.kept)
+            quality = self.quality(chosen.damage, {r: f.dtype for r, f in {**bench.base, **chosen.files}.items()})
             self.tell(f"{engine} {scheme}: {chosen.damage}")
             manifest = msgspec.structs.replace(manifest, quality={**manifest.quality, f"{engine} {scheme}": quality})
         return manifest
 
-    def kept(self, keeps: Callable[[Graph], bool]) -> Manifest:
-        """The old bundle's files in the new folder, without the graphs that are to be made anew."""
-        return relink(self.old, self.folder, keeps)
+    def has(self, engine: str, role: str, precision: str) -> bool:
+        """Whether the old bundle has such a graph."""
+        graphs = self.old.component(role).graphs
+        return any((graph.engine, graph.precision) == (engine, precision) for graph in graphs)
 
-    def bench(self, engine: str) -> Workbench:
-        """A workbench for one engine, on the trajectory of the evaluation."""
+    def bench(self, engine: str, name: str) -> Workbench:
+        """A workbench for one engine, on the trajectory of the evaluation; its options are the recipe's where one is
+        repeated, but for those that are given."""
         graphs = reference_graphs(self.old)
+        mine = (
+            one.quantization for one in self.wanted.recipes if (one.engine, one.quantization.asked) == (engine, name)
+        )
+        options = {**next((one.options for one in mine), {}), **self.wanted.options.get(engine, {})}
         return Workbench(
-            self.old, engine, self.scratch / engine, self.wanted.options.get(engine, {}), self.reference(),
-            graphs, {}, self.checker,
-        )  # fmt: skip
+            self.old, engine, self.scratch / f"{engine}-{name}", options, self.reference(), graphs, {}, self.checker
+        )
 
     def reference(self) -> Trajectory:
         """The evaluation by the float graphs, with every component's calls and answers."""
@@ -160,8 +171,9 @@ class Run:
             self.drawn[plan, True] = draw(self.old, graphs, plan, record=list(graphs))
         return self.drawn[plan, True]
 
-    def works(self, bench: Workbench, scheme: str) -> list[Work]:
-        """What is to be quantized of each component. Raises InputError for a pattern that names no layer of any."""
+    def works(self, bench: Workbench, scheme: str, manifest: Manifest) -> list[Work]:
+        """What is to be quantized of each component. One that gets another scheme than the rest, and has it, is taken as
+        it is. Raises InputError for a pattern that names no layer of any."""
         has = toolchain(bench.engine).SCHEMES
         found = []
         for role in self.wanted.components:
@@ -175,6 +187,11 @@ class Run:
                 continue
             if needs_calls(bench.engine, own) and role not in bench.used and role != "vae_encoder":
                 self.tell(f"{role} stays as it is: the pipeline does not run it, so nothing calibrates {own}")
+                continue
+            there = [g for g in manifest.components[role].graphs if (g.engine, g.precision) == (bench.engine, own)]
+            if own != scheme and there and not recipe:
+                self.tell(f"{role} has {own} already, which is taken as it is")
+                bench.base[role] = graph_file(role, there[0], self.folder)
                 continue
             if self.wanted.floor.given and role not in bench.used:
                 self.tell(f"{role} stays as it is: the pipeline does not run it, so no picture tells what it costs")
@@ -204,32 +221,44 @@ class Run:
 
     def calibrate(self, bench: Workbench, works: Sequence[Work]) -> None:
         """Give the workbench the calls that static schemes are calibrated with."""
-        roles = [work.role for work in works if needs_calls(bench.engine, work.scheme)]
+        roles = {work.role: self.most_calls(work) for work in works if needs_calls(bench.engine, work.scheme)}
         if not roles:
             return
         plan = self.wanted.calibration
         assert plan is not None  # the request was refused otherwise
-        bench.calls = calibration_calls(self.trajectory(plan), roles, self.wanted.calls, self.old)
+        bench.calls = calibration_calls(self.trajectory(plan), roles, self.old)
+
+    def most_calls(self, work: Work) -> int:
+        """Calls to calibrate a component with: as many as its recipe says, where one is repeated."""
+        mine = (one.quantization for one in self.wanted.recipes if one.role == work.role)
+        known = (one.calibration.calls for one in mine if one.scheme == work.scheme and one.calibration)
+        return next(known, self.wanted.calls)
 
     def added(
-        self, manifest: Manifest, bench: Workbench, works: Sequence[Work], kept: Mapping[str, frozenset[str]]
+        self,
+        manifest: Manifest,
+        bench: Workbench,
+        asked: str,
+        works: Sequence[Work],
+        kept: Mapping[str, frozenset[str]],
     ) -> Manifest:
-        """The manifest with these graphs, whose files are put into the bundle."""
-        components = dict(manifest.components)
+        """The manifest with these graphs, whose files are put into the bundle in place of those it had."""
         for work in works:
+            manifest = without(manifest, self.folder, bench.engine, work.role, work.scheme)
             file = bench.cast(work, kept[work.role])
-            graph = self.certified(bench, work, file, kept[work.role])
+            graph = self.certified(bench, asked, work, file, kept[work.role])
             done = len(work.layers) - len(kept[work.role])
             sqnr = graph.quantization and graph.quantization.sqnr_db
             self.tell(
                 f"{work.role} on {bench.engine}: {file.dtype}, {megabytes(file):.1f} MB, {done} of {len(work.layers)} layers, "
                 + ("equal" if sqnr is None else f"SQNR {sqnr:.1f} dB over a trajectory")
             )
-            entry = components[work.role]
-            components[work.role] = msgspec.structs.replace(entry, graphs=(*entry.graphs, graph))
-        return msgspec.structs.replace(manifest, components=components)
+            entry = manifest.components[work.role]
+            entry = msgspec.structs.replace(entry, graphs=(*entry.graphs, graph))
+            manifest = msgspec.structs.replace(manifest, components={**manifest.components, work.role: entry})
+        return manifest
 
-    def certified(self, bench: Workbench, work: Work, file: GraphFile, kept: frozenset[str]) -> Graph:
+    def certified(self, bench: Workbench, asked: str, work: Work, file: GraphFile, kept: frozenset[str]) -> Graph:
         """The manifest's entry of a candidate, its files put in their place."""
         sqnr = bench.trajectory_sqnr(work.role, file)
         parity = self.parity(bench, work, file)
@@ -250,7 +279,7 @@ class Run:
             engine=bench.engine, precision=work.scheme, files=tuple(names), signature=file.signature, nodes=file.node_count,
             parity=parity, options=file.stored, form=file.form, rewrites=work.graph.rewrites,
             quantization=Quantization(
-                scheme=work.scheme, source=work.graph.precision, fingerprint=work.fingerprint, layers=len(work.layers),
+                asked=asked, scheme=work.scheme, source=work.graph.precision, fingerprint=work.fingerprint, layers=len(work.layers),
                 keep=tuple(sorted(kept)), options=recipes.plain(dict(bench.options)), sqnr_db=finite(sqnr),
                 calibration=recipes.calibration_of(plan, (size[0], size[1]), len(bench.calls[work.role])) if calibrated and plan else None,
             ),
@@ -291,13 +320,20 @@ class Run:
     def finished(self, manifest: Manifest, command: str | None) -> Manifest:
         """The manifest with an entry for every file, and with what was done now."""
         created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        targets = tuple(dict.fromkeys(f"{engine} {scheme}" for engine, scheme in self.wanted.pairs))
+        before = [graph for entry in self.old.manifest.components.values() for graph in entry.graphs]
+        graphs = [graph for entry in manifest.components.values() for graph in entry.graphs if graph not in before]
+        targets = tuple(dict.fromkeys(f"{graph.engine} {graph.precision}" for graph in graphs))
         addition = Addition(targets=targets, created=created, command=command, versions=versions())
         origin = manifest.provenance
         return msgspec.structs.replace(
             manifest, schema=manifests.SCHEMA, files=described(self.folder, manifest.files),
             provenance=msgspec.structs.replace(origin, additions=(*origin.additions, addition)),
         )  # fmt: skip
+
+
+def _listed(names: Sequence[str] | str | None) -> list[str] | None:
+    """Names as a list; one that comes alone is a list of one."""
+    return None if names is None else [names] if isinstance(names, str) else list(names)
 
 
 def finite(decibel: float) -> float | None:
@@ -309,8 +345,18 @@ def place(file: Path, name: Path) -> None:
     """The file under another name too: a link where the file system has them, else a copy."""
     try:
         os.link(file, name)
+    except FileExistsError:  # never through it: it may be another bundle's
+        raise
     except OSError:
         shutil.copyfile(file, name)
+
+
+def graph_file(role: str, graph: Graph, folder: Path) -> GraphFile:
+    """A graph of a bundle's folder as toolchains answer it."""
+    path, *extra = (folder / name for name in graph.files)
+    return GraphFile(
+        role, path, tuple(extra), graph.precision, False, graph.signature, graph.nodes, graph.options, graph.form
+    )
 
 
 def megabytes(file: GraphFile) -> float:

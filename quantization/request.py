@@ -34,13 +34,12 @@ class Request:
     floor: Floor
     options: dict[str, dict[str, Any]]
     recipes: tuple[Recipe, ...]
-    replaced: frozenset[tuple[str, str]]
+    overwrite: bool
 
     def recipe_for(self, engine: str, role: str, scheme: str) -> Recipe | None:
         """The recipe of a component, where there are recipes at all."""
-        return next(
-            (one for one in self.recipes if (one.engine, one.role) == (engine, role) and _set(one) == scheme), None
-        )
+        mine = (one for one in self.recipes if (one.engine, one.role) == (engine, role))
+        return next((one for one in mine if one.quantization.asked == scheme), None)
 
 
 def request(
@@ -55,6 +54,8 @@ def request(
         )
     if sum((scheme is not None, auto, recipe is not None)) != 1:
         raise InputError("give one of: a scheme, auto, a recipe")
+    if recipe is not None and keep:
+        raise InputError("a recipe says itself which layers stay floats: give keep with a scheme, or the recipe alone")
     _check_plan(plan, calls)
     _check_floor(bundle, floor, checker)
     found = recipes.read(recipe) if recipe is not None else []
@@ -62,7 +63,7 @@ def request(
     if auto:
         pairs = [(engine, name) for engine in engines for name in _has(engine)]
     elif found:
-        pairs = list(dict.fromkeys((one.engine, _set(one)) for one in found if one.engine in engines))
+        pairs = list(dict.fromkeys((one.engine, one.quantization.asked) for one in found if one.engine in engines))
         if not pairs:
             raise InputError(
                 f"the recipe is for {', '.join(dict.fromkeys(one.engine for one in found))}; the bundle has graphs for {', '.join(engines)}"
@@ -72,20 +73,31 @@ def request(
     calibration = _calibration(calibrate, plan, found)
     if not auto:
         _require_calibration(pairs, calibration)
-    present = {(g.engine, g.precision) for entry in bundle.manifest.components.values() for g in entry.graphs}
-    twice = sorted(set(pairs) & present)
-    if twice and not overwrite and not auto:
-        raise InputError(
-            f"{bundle.path} has {', '.join(map(' '.join, twice))} already; give --overwrite (overwrite=True) to make it anew"
-        )
+    roles = _components(bundle, components)
+    made = {(engine, role, name) for engine, name in pairs for role in roles}
+    if found:
+        made = {(one.engine, one.role, one.quantization.scheme) for one in found if one.role in roles}
+    if not overwrite and not auto:
+        _refuse_present(bundle, made)
     for engine, given in (options or {}).items():
         if engine not in engines:
             raise InputError(f"options are given for {engine}, which is not among {', '.join(engines)}")
         check_options(engine, given)
     return Request(
-        tuple(pairs), tuple(_components(bundle, components)), frozenset(components or ()), tuple(keep), calibration, calls, floor,
-        {name: dict(given) for name, given in (options or {}).items()}, tuple(found), frozenset(pairs),
+        tuple(pairs), tuple(roles), frozenset(components or ()), tuple(keep), calibration, calls, floor,
+        {name: dict(given) for name, given in (options or {}).items()}, tuple(found), overwrite,
     )  # fmt: skip
+
+
+def _refuse_present(bundle: Bundle, made: set[tuple[str, str, str]]) -> None:
+    present = {
+        (g.engine, role, g.precision) for role, entry in bundle.manifest.components.items() for g in entry.graphs
+    }
+    twice = sorted({f"{engine} {name}" for engine, _, name in made & present})
+    if twice:
+        raise InputError(
+            f"{bundle.path} has {', '.join(twice)} already; give --overwrite (overwrite=True) to make it anew"
+        )
 
 
 def _engines(bundle: Bundle, to: str | Sequence[str] | None) -> list[str]:
@@ -178,7 +190,3 @@ def _check_floor(bundle: Bundle, floor: Floor, checker: Checker | None) -> None:
         raise InputError(
             "min_checker needs a checker: Shapes has one; for another model give checker=, a function of prompts and pictures"
         )
-
-
-def _set(recipe: Recipe) -> str:
-    return recipe.quantization.scheme

@@ -84,6 +84,7 @@ def quantize(
     _require_options(scheme, smooth, block_size, calls)
     edit = Edit(source.path)
     found = chosen(weights(edit.model, KINDS[scheme], dtypes=DTYPES), keep)
+    _require_opset(edit.model, found, scheme)
     if scheme == "int4-weights":
         fitting = default_keep(source, scheme, block_size=block_size)
         _blocks(edit, [weight for weight in found if weight.layer.name not in fitting], block_size)
@@ -106,22 +107,22 @@ def _explicit(
     channels = {name: sizes(group[0])[0] for name, group in wide.items()}
     watched = activations(everything, outputs=False)
     observed = observe(source.path, watched, calls, channels=channels, progress=progress) if names else {}
-    divided = {
-        name: smoothing(_magnitudes(name, observed[name]), [matrix(weight) for weight in group], smooth or 0.0)
-        for name, group in groups.items()
-    }
+    divided, one = {}, np.float32(1)
+    for name, group in groups.items():
+        by = smoothing(_magnitudes(name, observed[name]), [matrix(weight) for weight in group], smooth or 0.0)
+        divided[name] = one / integers.storable(one / by, _floats(group[0]))  # by what the graph holds of it
     scales = {name: rounding.scale(name, observed[name], divided.get(name)) for name in names}
     rounded: dict[str, ir.Value] = {}
     for node, weight in list(in_order(edit.model, found)):
         value = node.inputs[0]
         assert value is not None
         assert value.name is not None
-        by = divided.get(value.name) if weight.layer.kind == "linear" else None
-        key = f"{value.name}.{'smooth' if by is not None else 'plain'}"
+        factor = divided.get(value.name) if weight.layer.kind == "linear" else None
+        key = f"{value.name}.{'smooth' if factor is not None else 'plain'}"
         if key not in rounded:
-            rounded[key] = _activation(edit, node, value, scales[value.name], by, scheme, weight.value.dtype)
+            rounded[key] = _activation(edit, node, value, scales[value.name], factor, scheme, _floats(weight))
         node.replace_input_with(0, rounded[key])
-        node.replace_input_with(1, _weight(edit, node, weight, by, scheme))
+        node.replace_input_with(1, _weight(edit, node, weight, factor, scheme))
 
 
 def smoothing(
@@ -154,17 +155,16 @@ def _linear_groups(edit: Edit, found: Sequence[Weight]) -> dict[str, list[Weight
 
 def _activation(
     edit: Edit, node: ir.Node, value: ir.Value, scale: Scale, by: NDArray[np.float32] | None, scheme: str,
-    dtype: ir.DataType | None,
+    dtype: np.dtype[Any],
 ) -> ir.Value:  # fmt: skip
     """An activation divided, rounded, and as it was again."""
-    assert dtype is not None
     name = str(value.name)
     if by is not None:
-        factor = edit.constant(f"{name}.smooth", (1 / by).astype(dtype.numpy()))
+        factor = edit.constant(f"{name}.smooth", (1 / by).astype(dtype))
         (value,) = edit.before(node, "Mul", [value, factor], like=value)
     step = np.asarray(scale[0] * np.float32(127 / FLOAT8_MAX) if scheme == "fp8" else scale[0])
     zero = np.zeros((), ml_dtypes.float8_e4m3fn) if scheme == "fp8" else np.int8(0)
-    steps = edit.constant(f"{name}.activation_scale", step.astype(dtype.numpy()))
+    steps = edit.constant(f"{name}.activation_scale", integers.storable(step, dtype).astype(dtype))
     zeros = edit.constant(f"{name}.activation_zero", zero)
     (small,) = edit.before(node, "QuantizeLinear", [value, steps, zeros])
     (wide,) = edit.before(node, "DequantizeLinear", [small, steps, zeros], like=value)
@@ -175,10 +175,9 @@ def _weight(edit: Edit, node: ir.Node, weight: Weight, by: NDArray[np.float32] |
     """A weight as small numbers and their DequantizeLinear."""
     small, scale = (_float8 if scheme == "fp8" else _int8)(edit, weight, by)
     attributes = {} if scheme == "fp8" else {"axis": weight.axis}
-    name, dtype = weight.layer.name, weight.value.dtype
-    assert dtype is not None
+    name = weight.layer.name
     assert small.dtype is not None
-    steps = edit.constant(f"{name}.weight_scale", scale.astype(dtype.numpy()))
+    steps = edit.constant(f"{name}.weight_scale", scale.astype(_floats(weight)))
     zeros = edit.constant(f"{name}.weight_zero", np.zeros(scale.shape, small.dtype.numpy()))
     (wide,) = edit.before(node, "DequantizeLinear", [small, steps, zeros], attributes, like=weight.value)
     return wide
@@ -186,39 +185,40 @@ def _weight(edit: Edit, node: ir.Node, weight: Weight, by: NDArray[np.float32] |
 
 def _int8(edit: Edit, weight: Weight, by: NDArray[np.float32] | None) -> tuple[ir.Value, NDArray[np.float32]]:
     array = _multiplied(weight, by)
-    scale = integers.scales(array, weight.axis, 8)
+    scale = integers.storable(integers.scales(array, weight.axis, 8), _floats(weight))
 
     def make() -> NDArray[Any]:
         return integers.rounded(_multiplied(weight, by), scale, weight.axis, 8)
 
-    return edit.lazy(f"{weight.layer.name}.weight_quantized", make, ir.DataType.INT8, array.shape), scale
+    return edit.lazy(f"{weight.layer.name}.weight_quantized", weight, make, ir.DataType.INT8, array.shape), scale
 
 
 def _float8(edit: Edit, weight: Weight, by: NDArray[np.float32] | None) -> tuple[ir.Value, NDArray[np.float32]]:
     array = _multiplied(weight, by)
-    scale = integers.scale_of(np.abs(array).max(initial=0.0), FLOAT8_MAX)
+    scale = integers.storable(integers.scale_of(np.abs(array).max(initial=0.0), FLOAT8_MAX), _floats(weight))
 
     def make() -> NDArray[Any]:
         again = (_multiplied(weight, by) / scale).clip(-FLOAT8_MAX, FLOAT8_MAX)
         return np.asarray(again.astype(ml_dtypes.float8_e4m3fn))
 
-    return edit.lazy(f"{weight.layer.name}.weight_quantized", make, ir.DataType.FLOAT8E4M3FN, array.shape), scale
+    return edit.lazy(
+        f"{weight.layer.name}.weight_quantized", weight, make, ir.DataType.FLOAT8E4M3FN, array.shape
+    ), scale
 
 
 def _blocks(edit: Edit, found: Sequence[Weight], size: int) -> None:
     """Linear layers as MatMul of int4 blocks along their inputs, and an addition where there was a bias."""
-    _require_block_opset(edit.model)
+    _to_block_opset(edit.model)
     for node, weight in list(in_order(edit.model, found)):
-        dtype, name = weight.value.dtype, weight.layer.name
-        assert dtype is not None
+        dtype, name = _floats(weight), weight.layer.name
         inputs, outputs = matrix(weight).shape
 
-        def make(weight: Weight = weight) -> NDArray[Any]:
-            return int4_blocks(matrix(weight), size)[0]
+        def make(weight: Weight = weight, dtype: np.dtype[Any] = dtype) -> NDArray[Any]:
+            return int4_blocks(matrix(weight), size, dtype)[0]
 
-        small = edit.lazy(f"{name}.weight_quantized", make, ir.DataType.INT4, (inputs, outputs))
-        scales = int4_blocks(matrix(weight), size)[1]
-        steps = edit.constant(f"{name}.weight_scale", scales.astype(dtype.numpy()))
+        small = edit.lazy(f"{name}.weight_quantized", weight, make, ir.DataType.INT4, (inputs, outputs))
+        scales = int4_blocks(matrix(weight), size, dtype)[1]
+        steps = edit.constant(f"{name}.weight_scale", scales.astype(dtype))
         attributes = {"axis": 0, "block_size": size}
         (wide,) = edit.before(node, "DequantizeLinear", [small, steps], attributes)
         wide.type, wide.shape = weight.value.type, ir.Shape((inputs, outputs))
@@ -229,17 +229,35 @@ def _blocks(edit: Edit, found: Sequence[Weight], size: int) -> None:
         edit.replace(node, output)
 
 
-def int4_blocks(array: NDArray[np.float32], size: int) -> tuple[NDArray[Any], NDArray[np.float32]]:
-    """A matrix (inputs, outputs) as integers -7 to 7 and scales (inputs / size, outputs), symmetric."""
+def int4_blocks(
+    array: NDArray[np.float32], size: int, dtype: np.dtype[Any]
+) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """A matrix (inputs, outputs) as integers -7 to 7 and scales (inputs / size, outputs), symmetric; scales that `dtype`
+    holds."""
     inputs, outputs = array.shape
     grouped = array.reshape(-1, size, outputs)
-    scale = integers.scale_of(np.abs(grouped).max(axis=1), integers.largest(4))
+    scale = integers.storable(integers.scale_of(np.abs(grouped).max(axis=1), integers.largest(4)), dtype)
     found = np.clip(np.rint(grouped / scale[:, None]), -7, 7)
     return found.reshape(inputs, outputs).astype(ml_dtypes.int4), scale
 
 
-def _require_block_opset(model: ir.Model) -> None:
-    """Say that the graph is of the opset that has blocks. What it has of an older one means the same there, but for one."""
+def _require_opset(model: ir.Model, found: Sequence[Weight], scheme: str) -> None:
+    """Raise InputError for a graph whose opset has not what is put in: 16-bit scales and float8 came with 19; int4 came
+    with 21, to which a graph of 20 can be taken."""
+    opset, needed = model.opset_imports[""], 0
+    if scheme == "int4-weights":
+        needed = BLOCK_OPSET - 1
+    elif scheme == "fp8" or any(weight.value.dtype != ir.DataType.FLOAT for weight in found):
+        needed = 19
+    if found and opset < needed:
+        raise InputError(
+            f"{scheme} of these weights needs a graph of opset {needed} or newer, this one has {opset}; "
+            "export it with --set tensorrt.opset=20"
+        )
+
+
+def _to_block_opset(model: ir.Model) -> None:
+    """Say that the graph is of the opset that has blocks. What it has of opset 20 means the same there, but for one."""
     if model.opset_imports[""] < BLOCK_OPSET:
         if any(node.op_type == "GroupNormalization" and not node.domain for node in model.graph):
             raise ExportError(
@@ -247,6 +265,12 @@ def _require_block_opset(model: ir.Model) -> None:
                 f"{BLOCK_OPSET}, the first with int4 blocks; export with opset={BLOCK_OPSET}"
             )
         model.graph.opset_imports[""] = BLOCK_OPSET
+
+
+def _floats(weight: Weight) -> np.dtype[Any]:
+    """The type of a weight, and of the scales beside it."""
+    assert weight.value.dtype is not None
+    return weight.value.dtype.numpy()
 
 
 def _multiplied(weight: Weight, by: NDArray[np.float32] | None) -> NDArray[np.float32]:
@@ -259,7 +283,7 @@ def _multiplied(weight: Weight, by: NDArray[np.float32] | None) -> NDArray[np.fl
 
 def _magnitudes(name: str, observed: Observed) -> NDArray[np.float32]:
     assert observed.channels is not None
-    if not np.isfinite(observed.channels).all():
+    if not np.isfinite([observed.low, observed.high, *observed.channels]).all():
         raise ExportError(f"the activation {name!r} is not finite in calibration; keep the layers that read it")
     return observed.channels
 

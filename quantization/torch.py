@@ -17,7 +17,7 @@ from ingot.runtimes.errors import ExportError, InputError, unknown
 
 from ._torch_archive import Program
 from ._torch_layers import Weight, weights_of
-from ._torch_rewrite import rewrite
+from ._torch_rewrite import require_fitting, rewrite
 from .scheme import Layer, Source
 
 SCHEMES = {
@@ -53,7 +53,8 @@ def quantize(
     """Write a program quantized, as `<name>.pt2`.
 
     `group_size` weights of a row share a scale of int4: the largest number up to it that divides the row. Raises InputError
-    for a scheme that torch has not, for compiled code, and for names in `keep` that are no layers; ExportError without torchao.
+    for a scheme that torch has not, for compiled code, and for names in `keep` that are no layers; ExportError without torchao
+    and for weights that the scheme cannot hold.
     """
     if not isinstance(group_size, int) or isinstance(group_size, bool) or group_size < 1:
         raise InputError(f"group_size={group_size!r}: a whole number of at least 1 is needed")
@@ -67,6 +68,7 @@ def quantize(
     if missing:
         raise InputError(f"{source.path.name} has no layers {', '.join(missing)}; `layers` names those it has")
     chosen = [weight for weight in weights if weight.name not in keep]
+    require_fitting(chosen, scheme)
     for number, weight in enumerate(chosen):
         rewrite(program, weight, scheme, group_size)
         if progress:

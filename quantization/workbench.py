@@ -7,7 +7,7 @@ import inspect
 import itertools
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from ingot.exporters.graph_file import GraphFile
 from ingot.exporters.parity import open_exactly
 from ingot.runtimes.bundle import Bundle
-from ingot.runtimes.engines import Arrays, Engine, fit
+from ingot.runtimes.engines import Arrays, Engine, fit, run_in_batches
 from ingot.runtimes.errors import InputError, ParityError
 from ingot.runtimes.manifest import Graph
 from ingot.runtimes.metrics import compare, decibels, image_psnr, image_ssim
 from ingot.runtimes.parity_data import load_calls
+from ingot.runtimes.signature import Signature
 
 from .defaults import Checker
 from .scheme import Layer, Source
@@ -76,6 +77,7 @@ class Workbench:
     reference_graphs: Mapping[str, Graph]
     calls: Mapping[str, Sequence[Arrays]]  # calibration data by role
     checker: Checker | None = None
+    base: dict[str, GraphFile] = field(default_factory=dict)  # quantized before, and part of what is measured
     made: dict[tuple[str, str, frozenset[str]], GraphFile] = field(default_factory=dict)
     numbers: Iterator[int] = field(default_factory=itertools.count)
 
@@ -111,10 +113,9 @@ class Workbench:
     def _calls(self, work: Work) -> list[Arrays]:
         """The calibration data as the graph takes it: of its size, where that is fixed, and in its dtypes."""
         signature = work.source.signature
-        found = [fit(signature, call) for call in self.calls.get(work.role, ()) if signature.admits(call)]
+        found = [fit(signature, part) for call in self.calls.get(work.role, ()) for part in in_parts(signature, call)]
         if not found:
-            shapes = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in signature.inputs)
-            raise InputError(f"no calibration call has the size that {work.role} on {self.engine} takes ({shapes})")
+            raise InputError(no_call(work.role, self.engine, signature, "calibration"))
         return found
 
     def forget(self, work: Work, keep: Collection[str]) -> None:
@@ -136,7 +137,8 @@ class Workbench:
 
     def damage(self, files: Mapping[str, GraphFile]) -> Damage:
         """Make the evaluation's pictures with these graphs in their components' places."""
-        standing = {id(self.reference_graphs[role]): file for role, file in files.items() if role in self.used}
+        all_files = {**self.base, **files}
+        standing = {id(self.reference_graphs[role]): file for role, file in all_files.items() if role in self.used}
 
         def opened(bundle: Bundle, graph: Graph) -> Engine:
             file = standing.get(id(graph))
@@ -145,8 +147,10 @@ class Workbench:
             return open_exactly(graph.engine, bundle.file(graph.files[0]), graph.signature, graph.options)
 
         # a decoder has no part in the latents, which need not be made again
-        latents = self.reference.latents if set(files) <= set(DECODERS) else None
-        found = draw(self.bundle, self.reference_graphs, self.reference.plan, open_graph=opened, latents=latents)
+        latents = self.reference.latents if set(all_files) <= set(DECODERS) else None
+        height, width = self.reference.pictures.shape[1:3]  # a graph of another fixed size says so
+        plan = replace(self.reference.plan, height=height, width=width)
+        found = draw(self.bundle, self.reference_graphs, plan, open_graph=opened, latents=latents)
         return measured(self.reference, found, self.checker)
 
     @property
@@ -160,14 +164,14 @@ class Workbench:
         Components that the pipeline does not run are asked the bundle's stored calls. Raises ParityError for an answer
         that is not finite where the float graph's was.
         """
-        pairs = self._pairs(role)
+        pairs = [pair for pair in self._pairs(role) if in_parts(file.signature, pair[0])]
+        if not pairs:
+            raise InputError(no_call(role, self.engine, file.signature, "recorded"))
         engine = self.open(file)
         wrong = right = 0.0
         try:
             for inputs, answers in spread(pairs, most):
-                if not file.signature.admits(inputs):
-                    continue
-                found = engine.run({spec.name: inputs[spec.name] for spec in file.signature.inputs})
+                found = run_in_batches(engine, {spec.name: inputs[spec.name] for spec in file.signature.inputs})
                 for name, answer in answers.items():
                     if not np.all(np.isfinite(found[name])) and np.all(np.isfinite(answer)):
                         raise ParityError(f"{role} in {file.dtype} on {self.engine} answers no number for {name}")
@@ -207,6 +211,29 @@ def matching(layers: Sequence[Layer], patterns: Collection[str]) -> set[str]:
     }
 
 
+def in_parts(signature: Signature, call: Arrays) -> list[Arrays]:
+    """A call as a graph takes it: cut into the rows that it fixes, the last part filled up; none where another dimension
+    is fixed to something else."""
+    first = signature.inputs[0]
+    total, rows = len(call[first.name]), first.shape[0] if first.shape else 1
+    parts = [call]
+    if isinstance(rows, int) and rows != total:
+        chosen = (np.minimum(np.arange(start, start + rows), total - 1) for start in range(0, total, rows))
+        parts = [
+            {name: array[index] if np.shape(array)[:1] == (total,) else array for name, array in call.items()}
+            for index in chosen
+        ]
+    return [part for part in parts if signature.admits(part)]
+
+
+def no_call(role: str, engine: str, signature: Signature, kind: str) -> str:
+    """Why a graph of a fixed size cannot be fed."""
+    shapes = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in signature.inputs)
+    return (
+        f"no {kind} call has the size that {role} on {engine} takes ({shapes}); height and width of the graph would do"
+    )
+
+
 def measured(reference: Trajectory, found: Trajectory, checker: Checker | None) -> Damage:
     """How far one trajectory's end is from another's."""
     return Damage(
@@ -217,15 +244,13 @@ def measured(reference: Trajectory, found: Trajectory, checker: Checker | None) 
     )
 
 
-def calibration_calls(
-    trajectory: Trajectory, roles: Sequence[str], most: int, bundle: Bundle
-) -> dict[str, list[Arrays]]:
-    """What each component is calibrated with: its own calls, for a VAE's encoder the pictures that were made.
+def calibration_calls(trajectory: Trajectory, roles: Mapping[str, int], bundle: Bundle) -> dict[str, list[Arrays]]:
+    """What each component is calibrated with, at most so many of its own calls, for a VAE's encoder the pictures.
 
     Raises InputError for a component that no picture asks anything of.
     """
     found: dict[str, list[Arrays]] = {}
-    for role in roles:
+    for role, most in roles.items():
         if trajectory.calls.get(role):
             found[role] = spread(trajectory.calls[role], most)
         elif role == "vae_encoder":

@@ -94,12 +94,14 @@ def engines_of(bundle: Bundle, roles: Sequence[str], precision: Precision = None
     if precision is None:
         return names
 
-    def has(role: str, name: str, wanted: str) -> bool:
-        return any(g.engine == name and g.precision == wanted for g in bundle.component(role).graphs)
-
     if isinstance(precision, str):
-        return [name for name in names if any(has(role, name, precision) for role in roles)]
-    return [name for name in names if all(has(role, name, wanted) for role, wanted in precision.items())]
+        sets = bundle.manifest.quality
+        return [
+            name
+            for name in names
+            if f"{name} {precision}" in sets or any(_has(bundle, role, name, precision) for role in roles)
+        ]
+    return [name for name in names if all(_has(bundle, role, name, wanted) for role, wanted in precision.items())]
 
 
 def pick(
@@ -112,14 +114,24 @@ def pick(
     device: str | None = None,
 ) -> dict[str, Graph]:
     """The graph of each component. A precision that is the name of a set measured together means that set; components
-    without the precision get their first graph. Raises InputError naming what there is."""
+    without the precision get their first float graph, as they had it when the set was measured. Raises InputError naming
+    what there is."""
+    floats = isinstance(precision, str)
     if isinstance(precision, str):
         known = bundle.manifest.quality.get(f"{engine} {precision}")
         precision = (known.graphs if known else {}) or dict.fromkeys(roles, precision)
         wanted = {role: name for role, name in precision.items() if _has(bundle, role, engine, name)}
     else:
         wanted = dict(precision or {})
+    if floats:
+        others = {role: _first_float(bundle, role, engine) for role in roles if role not in wanted}
+        wanted |= {role: name for role, name in others.items() if name is not None}
     return {role: _graph(bundle, role, engine, wanted.get(role), form, device) for role in roles}
+
+
+def _first_float(bundle: Bundle, role: str, engine: str | None) -> str | None:
+    graphs = bundle.component(role).graphs
+    return next((g.precision for g in graphs if engine in (None, g.engine) and g.quantization is None), None)
 
 
 def _require_roles(bundle: Bundle, precision: Precision) -> None:

@@ -65,11 +65,13 @@ class Timing(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 class Quantization(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The recipe of a quantized graph, and its own damage.
 
+    `asked` is what was asked for the whole model, of which `scheme` is what this component got.
     `source` is the precision of the graph it was made from, `fingerprint` the hash of that graph's layers, by which a
     recipe knows its model; `keep` are the layers left in floats, of `layers` in all. `sqnr_db` is over all outputs of a
     trajectory, against the float graph given the same inputs; None where not one bit differed.
     """
 
+    asked: str
     scheme: str
     source: str
     fingerprint: str

@@ -206,10 +206,32 @@ def test_ways_of_writing_attention(changes: dict[str, str]) -> None:
         assert compare(expected, found).rel_l2 < TOLERANCE
 
 
+def test_a_view_that_is_used_twice_is_flattened_twice() -> None:
+    """Keys that are the values too, and views that are made in the graph: nothing is known to lie flat before them."""
+    views = "float[batch, queries, 4, 8] q, float[batch, keys, 4, 8] k, float[batch, keys, 4, 8] v"
+    text = ATTENTION.format(**PLAIN | {"inputs": views})
+    for name in "qkv":
+        text = text.replace(
+            f"{name}4 = Reshape ({name}, heads)", f"{name}4 = Identity ({'k' if name == 'v' else name})"
+        )
+    text = text.replace(", float[batch, keys, 4, 8] v)", ")")
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    before = ir.to_proto(model).SerializeToString()
+    for node in [node for node in model.graph if node.op_type == "Identity"]:
+        node.outputs[0].replace_all_uses_with(node.inputs[0])  # type: ignore[arg-type]  # it has one
+        model.graph.remove(node, safe=True)
+    assert (outcome := tune(model)).applied == 1, outcome
+    inputs = _feeds(2, 5, 3, model)
+    (expected,), (found,) = (_run(content, inputs) for content in (before, ir.to_proto(model).SerializeToString()))
+    assert compare(expected, found).rel_l2 < TOLERANCE
+
+
 REFUSALS = {
     "the Softmax is not over the last axis": {"axis": "2"},
     "queries are not a view": {"split": "0, 2, 3, 1", "scores": "t = Transpose <perm = [0, 1, 3, 2]> (qt)\n s = MatMul (t, kt)"},
     "not known to have one number of heads": {"key_heads": "halved"},
+    "known to have one batch": {"inputs": QKV.replace("[batch, keys, 32] k", "[1, keys, 32] k")},
+    "one batch, over which": {"inputs": QKV.replace("[batch, keys, 32] v", "[1, keys, 32] v")},
     "a row for every query": {
         "inputs": f"{QKV}, float[batch, 1, 1, keys] mask", "scores": ADDED,
     },

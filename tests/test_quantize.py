@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -19,10 +20,12 @@ from ingot.quantization.gate import Floor, choose
 from ingot.quantization.scheme import Layer
 from ingot.quantization.sensitivity import groups, rank
 from ingot.quantization.trajectory import spread
-from ingot.quantization.workbench import Damage, Work, matching
+from ingot.quantization.workbench import Damage, Work, in_parts, matching
 from ingot.runtimes.bundle import Bundle
+from ingot.runtimes.choice import pick
 from ingot.runtimes.errors import InputError
 from ingot.runtimes.metrics import image_ssim
+from ingot.runtimes.signature import Signature, TensorSpec
 
 PROMPTS = ["a red ring on a blue background", "a small star"]
 QUICK: dict[str, Any] = {"prompts": PROMPTS, "num_inference_steps": 3, "progress": False}
@@ -162,14 +165,87 @@ def test_static_ranges_come_from_the_prompts_that_were_given(tiny_bundle: Path, 
     assert (calibration.prompts, calibration.calls, calibration.num_inference_steps) == (("a cat", "a dog"), 3, 3)
 
 
+def pairs(bundle: Path, engine: str = "onnx") -> dict[str, list[str]]:
+    """The quantized graphs of each component."""
+    components = Bundle.open(bundle).manifest.components
+    return {r: [g.precision for g in e.graphs if g.quantization and g.engine == engine] for r, e in components.items()}
+
+
+def test_schemes_that_share_a_graph_of_a_component(tiny_bundle: Path, tmp_path: Path) -> None:
+    """int8-static leaves text encoders at int8-weights: one that is there is taken as it is, whatever it keeps."""
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    ingot.quantize(bundle, "int8-weights", components="text_encoder", keep="encoder.layers.0", **QUICK)
+    first = (bundle / "text_encoder" / "model_int8-weights.onnx").read_bytes()
+    ingot.quantize(bundle, ["int8-static", "int8-dynamic"], to="onnx", calibrate=["a", "b"], **QUICK)
+    assert (bundle / "text_encoder" / "model_int8-weights.onnx").read_bytes() == first
+    assert pairs(bundle)["unet"] == ["int8-static", "int8-dynamic"]
+    assert pairs(bundle)["text_encoder"].count("int8-weights") == 1
+    quality = Bundle.open(bundle).manifest.quality["onnx int8-static"]
+    assert (quality.graphs["text_encoder"], quality.graphs["unet"]) == ("int8-weights", "int8-static")
+    with ingot.load(bundle, engine="onnx", precision="int8-static") as pipe:
+        assert pipe("a", num_inference_steps=1, progress=False, output_type="np").images.shape[-1] == 3
+
+
+def test_making_one_component_anew_leaves_the_others(quantized: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(quantized, tmp_path / "bundle"))
+    before = pairs(bundle)
+    ingot.quantize(bundle, "int8-dynamic", components=["unet"], overwrite=True, **QUICK)
+    assert pairs(bundle) == before
+
+
+def test_a_recipe_keeps_options_calls_and_the_set(tiny_bundle: Path, tmp_path: Path) -> None:
+    one, two = (Path(shutil.copytree(tiny_bundle, tmp_path / name)) for name in ("one", "two"))
+    asked: dict[str, Any] = {"calibrate": ["a", "b", "c"], "calls": 3, "options": {"onnx": {"method": "percentile"}}}
+    roles = ["text_encoder", "unet"]
+    ingot.quantize(one, "int8-static", to="onnx", components=roles, **asked, **QUICK)
+    ingot.quantize(two, recipe=one, components=roles, **QUICK)
+    found = [recipes.recipes_of(Bundle.open(path)) for path in (one, two)]
+    assert found[0] == found[1]
+    assert {recipe.quantization.asked for recipe in found[0]} == {"int8-static"}
+    assert list(Bundle.open(two).manifest.quality) == ["onnx int8-static"]
+    with pytest.raises(InputError, match="a recipe says itself which layers stay floats"):
+        ingot.quantize(two, recipe=one, keep=["conv_in"], **QUICK)
+
+
+def test_a_set_is_loaded_as_it_was_measured(quantized: Path, tmp_path: Path) -> None:
+    """Components without the precision run in floats, whatever their first graph is."""
+    bundle = Path(shutil.copytree(quantized, tmp_path / "bundle"))
+    ingot.quantize(bundle, "int8-weights", to="onnx", components=["vae_decoder"], **QUICK)
+    opened = Bundle.open(bundle)
+    entry = opened.manifest.components["unet"]
+    first = sorted(entry.graphs, key=lambda graph: graph.quantization is None)
+    changed = {**opened.manifest.components, "unet": msgspec.structs.replace(entry, graphs=tuple(first))}
+    manifest = msgspec.structs.replace(opened.manifest, components=changed)
+    found = pick(Bundle(bundle, manifest), ["unet", "vae_decoder"], "onnx", "int8-weights")
+    assert {role: graph.precision for role, graph in found.items()} == {
+        "unet": "float32",
+        "vae_decoder": "int8-weights",
+    }
+
+
+def test_calls_are_cut_into_what_a_graph_fixes() -> None:
+    spec = TensorSpec("x", "float32", (2, 3))
+    signature = Signature((spec, TensorSpec("t", "float32", ())), (spec,))
+    call = {"x": np.arange(15, dtype=np.float32).reshape(5, 3), "t": np.float32(7)}
+    parts = in_parts(signature, call)
+    assert [part["x"][:, 0].tolist() for part in parts] == [[0, 3], [6, 9], [12, 12]]
+    assert all(part["t"] == 7 for part in parts)
+    assert in_parts(signature, {**call, "x": np.zeros((5, 4), np.float32)}) == []
+
+
 def test_auto_keeps_the_frontier_and_never_a_slower_default(
     tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    ingot.quantize(bundle, "int4-weights", to="onnx", components=["text_encoder", "unet"], **QUICK)
+    capsys.readouterr()
     ingot.quantize(bundle, auto=True, to="onnx", components=["unet"], **{**QUICK, "progress": True})
-    said = capsys.readouterr().out + capsys.readouterr().err
+    told = capsys.readouterr()
+    said = told.out + told.err
+    assert pairs(bundle)["text_encoder"] == ["int4-weights"]
+    assert "int4-weights on onnx is there already" in said
     graphs = Bundle.open(bundle).component("unet").graphs
-    made = [graph for graph in graphs if graph.quantization]
+    made = [graph for graph in graphs if graph.quantization and graph.precision != "int4-weights"]
     assert made
     for graph in made:
         assert graph.quantization is not None
@@ -245,7 +321,6 @@ def test_the_gate_tries_again_what_the_rest_does_not_need() -> None:
         if files
         else Damage(0, 60.0, 1.0, None)
     )
-    bench.damage.__defaults__ = None
     chosen = choose(bench, [work("ab")], Floor(45.0), lambda _: None)
     assert chosen.kept["unet"] == {"a"}
 

@@ -15,6 +15,7 @@ from ingot.quantization import _onnx_integers as integers
 from ingot.quantization import onnx as toolchain
 from ingot.quantization._onnx_calibration import limits, rounding_error
 from ingot.quantization._onnx_calibration import observe as observed_in
+from ingot.quantization._onnx_graph import Edit
 from ingot.quantization.scheme import Source
 from ingot.runtimes import engines
 from ingot.runtimes.errors import ExportError, InputError
@@ -276,6 +277,64 @@ def test_static_linear_layer_that_reads_a_constant(tmp_path: Path) -> None:
         x = np.full((3, 4), number, np.float32)
         graph = quantized(graphs.linear(tmp_path, weight), "int8-static", calls=[{"x": x}])
         np.testing.assert_allclose(answer(graph, x=x), x @ weight, rtol=EXACT)
+
+
+def test_layers_whose_names_look_like_a_second_use(tmp_path: Path) -> None:
+    """A convolution's weight of two uses is rounded for each: what is made must not meet that of another layer."""
+    rng = graphs.rng()
+    first, second = (rng.standard_normal((1, 1, 1, 1)).astype(np.float32) for _ in range(2))
+    nodes = [
+        helper.make_node("Conv", ["x", "a.weight"], ["b"]),
+        helper.make_node("Conv", ["b", "a.weight"], ["c"]),
+        helper.make_node("Conv", ["c", "a#1.weight"], ["y"]),
+    ]
+    shape = (1, 1, 4, 4)
+    source = graphs.source(
+        tmp_path, nodes, {"x": ("float32", shape)}, {"y": shape}, {"a.weight": first, "a#1.weight": second}
+    )
+    x = rng.standard_normal(shape).astype(np.float32)
+    found = answer(quantized(source, "int8-static", calls=[{"x": x}]), x=x)
+    expected = x * first * first * second
+    assert np.abs(found - expected).max() < 0.03 * np.abs(expected).max()  # four roundings to 8 bits, 0.4 % each
+
+
+def test_an_initializer_of_one_name_and_other_numbers_is_refused(tmp_path: Path) -> None:
+    edit = Edit(graphs.linear(tmp_path, np.ones((4, 2), np.float32)).path)
+    assert edit.constant("one", np.float32(1)) is edit.constant("one", np.float32(1))
+    with pytest.raises(ExportError, match="two different initializers would be called 'one'"):
+        edit.constant("one", np.float32(2))
+
+
+def test_a_layer_that_reads_a_constant_weight_stays(tmp_path: Path) -> None:
+    weights = {name: np.ones((4, 4), np.float32) for name in ("q0", "layer.weight")}
+    nodes = [helper.make_node("MatMul", ["q0", "layer.weight"], ["q"]), helper.make_node("MatMul", ["x", "q"], ["y"])]
+    source = graphs.source(tmp_path, nodes, {"x": ("float32", ("rows", 4))}, {"y": ("rows", 4)}, weights)
+    x = np.ones((2, 4), np.float32)
+    assert toolchain.layers(source, "int8-static") == []
+    np.testing.assert_array_equal(answer(quantized(source, "int8-static", calls=[{"x": x}]), x=x), 16)
+
+
+@pytest.mark.parametrize("at", range(0, 20000, 3333))
+def test_a_nan_outside_the_sample_is_seen(tmp_path: Path, at: int) -> None:
+    source = graphs.linear(tmp_path, np.ones((4, 2), np.float32))
+    x = np.ones((5000, 4), np.float32)
+    x.flat[at] = np.nan
+    with pytest.raises(ExportError, match="the activation 'x' cannot be rounded: its values reach from nan to nan"):
+        quantized(source, "int8-static", calls=[{"x": x}])
+
+
+def test_a_range_that_float32_does_not_span_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"its values reach from -3e\+38 to 3e\+38"):
+        integers.activation_scale(-3e38, 3e38, signed=False)
+    assert np.isfinite(integers.activation_scale(-3e38, 3e38, signed=True)[0])
+
+
+def test_a_file_that_is_linked_elsewhere_is_not_written_over(tmp_path: Path) -> None:
+    source = graphs.linear(tmp_path, np.ones((4, 2), np.float32))
+    before = source.path.read_bytes()
+    (tmp_path / "other.onnx").hardlink_to(source.path)
+    graphs.linear(tmp_path, np.zeros((4, 2), np.float32))
+    assert (tmp_path / "other.onnx").read_bytes() == before != source.path.read_bytes()
 
 
 def test_ranges_are_of_all_calls_and_by_method(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_int8_of_a_linear_layer(tmp_path: Path, dtype: str) -> None:
     graph = quantized(graphs.linear(tmp_path, weight, bias, dtype=dtype), "int8-static", calls=[{"x": x}, {"x": 2 * x}])
     held = graphs.stored(graph.path)
     extreme = np.abs(weight.astype(np.float32)).max(axis=0)
-    scale = np.where(extreme, extreme / np.float32(127), np.float32(1))
+    scale = np.where(extreme, extreme / np.float32(127), np.float32(1)).astype(dtype).astype(np.float32)
     np.testing.assert_array_equal(held["layer.weight_scale"], scale.astype(dtype))
     np.testing.assert_array_equal(held["layer.weight_quantized"], np.rint(weight.astype(np.float32) / scale))
     assert held["layer.weight_quantized"].dtype == np.int8
@@ -67,6 +67,40 @@ def test_int8_of_a_linear_layer(tmp_path: Path, dtype: str) -> None:
     expected = x.astype(np.float64) @ weight.astype(np.float64) + bias
     error = np.linalg.norm(answer(graph, x=x) - expected) / np.linalg.norm(expected)
     assert error < 0.02  # of 8 bits over twice the range: 0.01
+
+
+@pytest.mark.parametrize("scheme", ["int8-static", "fp8", "int4-weights"])
+@pytest.mark.parametrize("extreme", [2e-5, 1.8e-5, 3e-6])
+def test_integers_are_of_the_scale_that_float16_holds(tmp_path: Path, scheme: str, extreme: float) -> None:
+    weight = (gaussians(64, 8).clip(-1, 1) * extreme).astype(np.float16)
+    graph = quantized(
+        graphs.linear(tmp_path, weight, dtype="float16"), scheme, calls=[{"x": np.full((2, 64), extreme, np.float16)}]
+    )
+    held = graphs.stored(graph.path)
+    scale, whole = held["layer.weight_scale"].astype(np.float32), held["layer.weight_quantized"].astype(np.float32)
+    assert scale.all()
+    if scheme == "int4-weights":
+        scale = np.repeat(scale, 64, axis=0)
+    else:
+        assert held["x.activation_scale"] > 0
+    wide = weight.astype(np.float32)
+    # half a step; float8 has 3 bits behind its first, and its own least numbers are finer than that here
+    allowed = np.abs(wide) / 16 + scale / 2**9 if scheme == "fp8" else scale / 2
+    assert (np.abs(whole * scale - wide) <= 1.01 * allowed).all()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "dtype", "opset", "needed"),
+    [("fp8", "float32", 18, 19), ("int8-static", "float16", 18, 19), ("int4-weights", "float32", 19, 20)],
+)
+def test_an_opset_without_the_operators_is_named(
+    tmp_path: Path, scheme: str, dtype: str, opset: int, needed: int
+) -> None:
+    weight, x = gaussians(64, 8).astype(dtype), gaussians(2, 64).astype(dtype)
+    source = graphs.linear(tmp_path, weight, dtype=dtype, opset=opset)
+    message = f"needs a graph of opset {needed} or newer, this one has {opset}; export it with --set tensorrt.opset=20"
+    with pytest.raises(InputError, match=message):
+        quantized(source, scheme, calls=[{"x": x}])
 
 
 def test_int8_convolutions_are_per_output_channel(tmp_path: Path) -> None:

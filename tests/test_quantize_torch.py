@@ -22,7 +22,7 @@ from ingot.quantization._torch_archive import times
 from ingot.quantization.scheme import Source
 from ingot.runtimes.engines._torch_archive import Archive
 from ingot.runtimes.engines._torch_graph import integer_product, read_program
-from ingot.runtimes.errors import InputError
+from ingot.runtimes.errors import ExportError, InputError
 from ingot.runtimes.signature import Signature, TensorSpec
 
 # Sums of up to 640 products in float32, in another order than here.
@@ -322,6 +322,30 @@ def test_refusals(
     with pytest.raises(InputError, match=said):
         quantized.quantize(source, tmp_path, name="q", **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_a_scheme_cannot_hold_are_refused_by_name(tmp_path: Path) -> None:
+    made = component()
+    with torch.no_grad():
+        made.source.time.weight[3, 4] = 7e4
+        made.source.shortcut.weight[0, 0] = -1e5
+    graph = export(made, tmp_path / "wide")
+    source = Source("unet", graph.path, graph.signature, graph.stored, graph.dtype, False, {})
+    with pytest.raises(ExportError, match=r"fp16 holds numbers to 65504, .* larger in time, shortcut: bf16 holds them"):
+        quantized.quantize(source, tmp_path, scheme="fp16", name="q")
+    for scheme, keep in (("bf16", ()), ("fp16", ("time", "shortcut"))):
+        quantized.quantize(source, tmp_path / scheme, scheme=scheme, name="q", keep=keep)
+    with torch.no_grad():
+        made.source.time.weight[3, 4] = float("nan")
+        made.source.conv.weight[0] = float("inf")
+    graph = export(made, tmp_path / "broken")
+    source = Source("unet", graph.path, graph.signature, graph.stored, graph.dtype, False, {})
+    for scheme in quantized.SCHEMES:
+        with pytest.raises(
+            ExportError, match="infinite or no number cannot be quantized: conv, time; is the model whole"
+        ):
+            quantized.quantize(source, tmp_path, scheme=scheme, name="q")
+    assert not (tmp_path / "q.pt2").exists()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

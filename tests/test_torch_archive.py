@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from ingot.runtimes import devices as kinds
 from ingot.runtimes.devices.policy import Policy
 from ingot.runtimes.engines import torch as engine
 from ingot.runtimes.engines._torch_archive import Archive, read_safetensors
+from ingot.runtimes.engines._torch_checked import batch_norm_no_training, checked
 from ingot.runtimes.engines._torch_graph import read_program
 from ingot.runtimes.engines._torch_operators import ALLOWED
 from ingot.runtimes.engines.torch import open_graph
@@ -107,7 +109,8 @@ def test_nothing_of_the_file_becomes_python_source(
 @pytest.mark.parametrize(
     "name",
     ["_reshape_alias.default", "add_.Tensor", "fill_.Scalar", "_sparse_coo_tensor_unsafe.default", "as_strided.default",
-     "silu.out", "empty.memory_format", "repeat_interleave.Tensor", "__class__.mro"],
+     "_upsample_bilinear2d_aa.default", "_upsample_bilinear2d_aa.vec", "_upsample_bicubic2d_aa.default",
+     "_upsample_bicubic2d_aa.vec", "silu.out", "empty.memory_format", "repeat_interleave.Tensor", "__class__.mro"],
 )  # fmt: skip
 def test_operators_that_are_not_listed_are_refused(
     small: tuple[Component, GraphFile], tmp_path: Path, name: str
@@ -125,6 +128,85 @@ def test_every_listed_operator_exists_and_writes_to_none_of_its_arguments() -> N
         schema = getattr(getattr(torch.ops.aten, packet), overload)._schema
         assert not schema.is_mutable, name
         assert not any("Generator" in str(a.type) or "Storage" in str(a.type) for a in schema.arguments), name
+
+
+IMAGE, BYTES = torch.zeros(1, 3, 8, 6, device="meta"), torch.zeros(1, 3, 8, 6, dtype=torch.uint8, device="meta")
+NEAREST, BICUBIC, VEC = "upsample_nearest2d.default", "upsample_bicubic2d.default", "upsample_bilinear2d.vec"
+UPSAMPLINGS = {
+    "bytes": (NEAREST, (BYTES, [16, 12]), "the input is torch.uint8, and only floats"),
+    "bytes by a scale": (VEC, (BYTES, None, False, [2.0, 2.0]), "the input is torch.uint8"),
+    "a scale that is next to nothing": (BICUBIC, (IMAGE, [16, 12], False, 2.0, 1e-6), "1e-06 is not between 1/1024 and"),
+    "no number": (NEAREST, (IMAGE, [16, 12], float("nan"), 2.0), "a scale of nan is not between"),
+    "a scale below zero": (VEC, (IMAGE, None, False, [-2.0, 2.0]), "a scale of -2.0 is not between"),
+    "a scale of millions": (VEC, (IMAGE, None, False, [2.0, 1e6]), "a scale of 1000000.0 is not between"),
+    "another size": (NEAREST, (IMAGE, [16, 12], 2.0, 0.5), "0.5 does not make 12 of 6 pixels"),
+    "a pixel too many": ("_upsample_nearest_exact2d.default", (IMAGE, [17, 12], 2.0, 2.0), "2.0 does not make 17 of 8"),
+    "too many sizes": (NEAREST, (IMAGE, [16, 12, 1], 2.0, 2.0), "3 sizes for 2 axes"),
+}  # fmt: skip
+
+
+def overload(name: str) -> torch._ops.OpOverload:
+    packet, _, which = name.partition(".")
+    found = getattr(getattr(torch.ops.aten, packet), which)
+    assert isinstance(found, torch._ops.OpOverload)
+    return found
+
+
+@pytest.mark.parametrize("what", UPSAMPLINGS)
+def test_upsampling_is_of_floats_by_scales_that_make_the_size(what: str) -> None:
+    """On tensors without memory, which no kernel reads."""
+    name, arguments, message = UPSAMPLINGS[what]
+    with pytest.raises(EngineError, match=rf"^aten\.{name}: .*{message}"):
+        checked(overload(name))(*arguments)
+
+
+def test_upsampling_that_fits_is_torchs_own() -> None:
+    image = torch.randn(1, 3, 7, 6, generator=torch.Generator().manual_seed(0))
+    for name, arguments in (
+        (NEAREST, ([14, 9], 2.0, 1.5)), (NEAREST, ([5, 5],)), (VEC, (None, False, [1.1, 0.3])), (VEC, ([9, 9], True, None)),
+        (BICUBIC, ([3, 1], False, 0.45, 0.3)), ("_upsample_nearest_exact2d.vec", (None, [2.0, 2.0])),
+    ):  # fmt: skip
+        operator = overload(name)
+        assert torch.equal(checked(operator)(image, *arguments), operator(image, *arguments))
+
+
+def test_every_upsampling_that_is_listed_is_checked() -> None:
+    found = [name for name in ALLOWED if "upsample" in name]
+    assert len(found) == 20
+    assert all(checked(overload(name)) is not overload(name) for name in found)
+
+
+def test_a_scale_that_was_edited_is_refused(tmp_path: Path) -> None:
+    class Doubled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.interpolate(x, scale_factor=2.0)
+
+    x = torch.randn(1, 3, 4, 4)
+    torch.export.save(torch.export.export(Doubled(), (x,)), tmp_path / "whole.pt2")
+    whole = Archive(tmp_path / "whole.pt2")
+    (y,) = read_program(whole)(x)
+    assert torch.equal(y, Doubled()(x))
+    broken = whole.json(MODEL)
+    for node in broken["graph_module"]["graph"]["nodes"]:
+        node["inputs"][-1]["arg"] = {"as_floats": [1e-6, 1e-6]}
+    with zipfile.ZipFile(tmp_path / "whole.pt2") as old, zipfile.ZipFile(tmp_path / "model.pt2", "w") as new:
+        for info in old.infolist():
+            content = json.dumps(broken).encode() if info.filename.endswith(MODEL) else old.read(info)
+            new.writestr(info.filename, content)
+    with pytest.raises(EngineError, match="a scale of 1e-06 is not between"):
+        read_program(Archive(tmp_path / "model.pt2"))(x)
+
+
+def test_batch_norm_has_a_parameter_for_each_channel() -> None:
+    generator = torch.Generator().manual_seed(0)
+    image, parameters = torch.randn(2, 64, 3, 3, generator=generator), torch.rand(4, 64, generator=generator)
+    expected = torch.ops.aten._native_batch_norm_legit_no_training.default(image, *parameters, 0.1, 1e-5)
+    found = batch_norm_no_training(image, *parameters, 0.1, 1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    for place in range(4):
+        given = [one[:1] if place == number else one for number, one in enumerate(parameters)]
+        with pytest.raises(RuntimeError, match="should contain 64 elements not 1"):
+            batch_norm_no_training(image, *given, 0.1, 1e-5)
 
 
 def test_numbers_that_json_does_not_have(tmp_path: Path) -> None:

@@ -54,6 +54,29 @@ def test_sliced_attention_is_attention(mask: tuple[int, ...] | None, rows: int) 
     np.testing.assert_array_equal(causal, attend(query, key[:, :, :7], value[:, :, :7], None, 0.0, True))
 
 
+@pytest.mark.parametrize("longer_than", [0, 100], ids=["sliced", "whole"])
+@pytest.mark.parametrize(
+    ("key", "value", "mask", "message"),
+    [
+        ((1, 2, 3, 8), (1, 2, 400, 8), None, r"\[1, 2, 3, 8\], \[1, 2, 400, 8\] do not fit each other"),
+        ((1, 2, 9, 4), (1, 2, 9, 8), None, "do not fit each other"),
+        ((1, 2, 9, 8), (1, 2, 9, 8), (4, 8), r"a mask of \[4, 8\] does not fit"),
+        ((1, 2, 9, 8), (1, 2, 9, 8), (1, 3, 4, 9), r"a mask of \[1, 3, 4, 9\] does not fit"),
+    ],
+)
+def test_attention_of_sizes_that_do_not_fit_is_refused(
+    key: tuple[int, ...], value: tuple[int, ...], mask: tuple[int, ...] | None, message: str, longer_than: int
+) -> None:
+    """On tensors without memory: torch's own kernel would read past the end of the keys."""
+    q, k, v = (torch.zeros(size, device="meta") for size in ((1, 2, 4, 8), key, value))
+    seen = None if mask is None else torch.zeros(mask, device="meta")
+    whole = r"aten\.scaled_dot_product_attention\.default: .*"
+    with pytest.raises(EngineError, match=whole + message):
+        attend(q, k, v, seen)
+    with pytest.raises((EngineError, RuntimeError)):  # expand() refuses masks before attention does
+        sliced_attention(q, k, v, seen, longer_than=longer_than)
+
+
 def test_attention_is_sliced_from_a_length_on(monkeypatch: pytest.MonkeyPatch) -> None:
     from ingot.runtimes.engines import _torch_attention
 

@@ -12,7 +12,7 @@ from ingot.exporters.component import Component
 from ingot.exporters.graph_file import GraphFile, Progress
 from ingot.exporters.onnx_graph import build, is_transposed
 from ingot.exporters.onnx_tuned import DEVICES, FORM, tuned_form
-from ingot.exporters.onnx_weights import EXTERNAL_BYTES, save
+from ingot.exporters.onnx_weights import EXTERNAL_BYTES, save, write_anew
 from ingot.exporters.trace import graph_signature, precision, trace
 from ingot.runtimes.errors import ExportError
 
@@ -122,5 +122,5 @@ def _beside(portable: OnnxFile, model: ir.Model, form: ir.Model) -> OnnxFile:
     for name, value in form.graph.initializers.items():
         if name in model.graph.initializers:
             value.const_value = model.graph.initializers[name].const_value
-    ir.save(form, path)
+    write_anew(form, path)
     return replace(portable, path=path, node_count=len(form.graph), form=FORM, stored={"devices": list(DEVICES)})

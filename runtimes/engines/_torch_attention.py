@@ -6,14 +6,49 @@ advises it on Apple silicon with less than 64 GB of memory (its MPS page), where
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from ..errors import EngineError
+
 SLICE_BYTES = 256 * 2**20  # of scores at a time: one head of a 128x128 latent in float32 is four slices
-attend: Callable[..., Tensor] = torch.ops.aten.scaled_dot_product_attention.default
+ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
+
+
+def attend(
+    query: Tensor,  # (..., heads, queries, size)
+    key: Tensor,  # (..., heads, keys, size)
+    value: Tensor,  # (..., heads, keys, size of the answer)
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Scaled dot product attention of tensors that fit each other.
+
+    torch 2.13's kernel on the CPU takes the number of keys from `value` and reads that many of `key`, however many it has.
+    Raises EngineError for sizes that do not fit.
+    """
+    if key.shape[-2] != value.shape[-2] or query.shape[-1] != key.shape[-1]:
+        raise EngineError(
+            f"{ATTENTION}: query, key and value of {_shapes(query, key, value)} do not fit each other; export again"
+        )
+    if attn_mask is not None:
+        scores = (*query.shape[:-1], key.shape[-2])
+        pairs = zip(reversed(attn_mask.shape), reversed(scores), strict=False)
+        if attn_mask.dim() > len(scores) or any(size not in (1, whole) for size, whole in pairs):
+            raise EngineError(
+                f"{ATTENTION}: a mask of {list(attn_mask.shape)} does not fit {_shapes(query, key)}; export again"
+            )
+    found: Tensor = ATTENTION(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    return found
+
+
+def _shapes(*tensors: Tensor) -> str:
+    return ", ".join(str(list(tensor.shape)) for tensor in tensors)
 
 
 def slice_attention(module: GraphModule, longer_than: int) -> int:

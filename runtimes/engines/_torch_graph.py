@@ -3,9 +3,9 @@
 torch.export.load makes the same module in seconds where this takes a fraction of one: it rebuilds what every
 intermediate's shape is in terms of the inputs', which nobody asks for at run time. And it believes the file: operators
 are looked up by dotted path from the module `torch` (`torch.os.system` is one), expressions are evaluated, guards and
-names become Python source, and so they do in torch.fx. Here an operator is one of a list of ATen's or simple arithmetic
-on sizes, its keywords are those of its schema, constants are numbers and strings, a name is only a key, and anything else
-is refused.
+names become Python source, and so they do in torch.fx. Here an operator is one of a list of ATen's, some behind checks
+of Ingot's own (`_torch_checked`), or simple arithmetic on sizes, its keywords are those of its schema, constants are
+numbers and strings, a name is only a key, and anything else is refused.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from ..errors import EngineError
 from ._torch_archive import DTYPES, Archive
+from ._torch_checked import checked
 from ._torch_operators import ALLOWED
 
 SCHEMA = 8  # the major number of torch/_export/serde/schema.py; torch 2.13 writes 8.20, others were not tried
@@ -73,6 +74,13 @@ def integer_product(first: Tensor, second: Tensor) -> Tensor:
     return torch.mm(first.float(), second.float())
 
 
+def _called(function: Any) -> Any:
+    """What is called where a program names this function."""
+    if not isinstance(function, torch._ops.OpOverload):
+        return function
+    return integer_product if function is torch.ops.aten._int_mm.default else checked(function)
+
+
 class _Reader:
     """Turns one graph; `nodes` are the values made so far, by the names that the file has for them."""
 
@@ -108,7 +116,7 @@ class _Reader:
         positional = tuple(value for kind, _, value in values if kind != 2)
         named = {name: value for kind, name, value in values if kind == 2}
         self._check_names(node["target"], function, named)
-        made = self.graph.call_function(function, positional, named)
+        made = self.graph.call_function(_called(function), positional, named)
         outputs = node["outputs"]
         if len(outputs) == 1 and "as_tensors" not in outputs[0]:
             self._name(outputs[0], made)
@@ -129,7 +137,7 @@ class _Reader:
                 f"{self.file}: the operator {target!r} is not one that Ingot opens; export the model again with this "
                 "version, or report the operator if a model of yours needs it"
             )
-        return integer_product if function is torch.ops.aten._int_mm.default else function
+        return function
 
     def _check_names(self, target: str, function: Any, named: Mapping[str, Any]) -> None:
         """Refuse keywords that the operator does not have: torch.fx writes them into Python source as they are."""

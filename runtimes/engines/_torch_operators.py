@@ -3,15 +3,19 @@
 A list of what is let in, because ATen also has operators that believe their arguments: `_reshape_alias` and
 `_sparse_coo_tensor_unsafe` look at no bounds, `from_file` opens files, and what ends in `_` or `out` writes where it is
 told. Left out besides: backward passes, strides (`as_strided`), memory that nobody wrote (`empty`), randomness by a
-generator, and the `native_` forms that are told the sizes of their own inputs.
+generator, the `native_` forms that are told the sizes of their own inputs, and the `_aa` forms of upsampling, whose scales
+decide where they read.
+
+Some that are let in believe their arguments too, and are called behind the checks of `_torch_checked`: attention, batch
+norm's `_native_` form, which decompositions make, and every upsampling.
 """
 
 from __future__ import annotations
 
 DEFAULT = """
 _adaptive_avg_pool2d _assert_async _assert_scalar _assert_tensor_metadata _int_mm _local_scalar_dense _log_softmax
-_native_batch_norm_legit_no_training _safe_softmax _scaled_mm _softmax _to_copy _upsample_bicubic2d_aa _upsample_bilinear2d_aa
-_upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d abs absolute acos acosh
+_native_batch_norm_legit_no_training _safe_softmax _scaled_mm _softmax _to_copy _upsample_nearest_exact1d
+_upsample_nearest_exact2d _upsample_nearest_exact3d abs absolute acos acosh
 adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d addbmm addcdiv
 addcmul addmm addmv affine_grid_generator alias all allclose alpha_dropout amax amin aminmax any arange arctan2
 argmax argmin argsort asin asinh atan atan2 atanh atleast_1d atleast_2d atleast_3d avg_pool1d avg_pool2d avg_pool3d
@@ -36,8 +40,8 @@ var var_mean view view_as vstack where zeros zeros_like
 """
 OVERLOADS = """
 __and__.Scalar __and__.Tensor __lshift__.Scalar __lshift__.Tensor __or__.Scalar __or__.Tensor __rshift__.Scalar
-__rshift__.Tensor __xor__.Scalar __xor__.Tensor _assert_async.msg _upsample_bicubic2d_aa.vec
-_upsample_bilinear2d_aa.vec _upsample_nearest_exact1d.vec _upsample_nearest_exact2d.vec
+__rshift__.Tensor __xor__.Scalar __xor__.Tensor _assert_async.msg
+_upsample_nearest_exact1d.vec _upsample_nearest_exact2d.vec
 _upsample_nearest_exact3d.vec add.Scalar add.Tensor all.dim all.dims any.dim any.dims arange.start arange.start_step
 argsort.stable bitwise_and.Scalar bitwise_and.Scalar_Tensor bitwise_and.Tensor bitwise_left_shift.Scalar_Tensor
 bitwise_left_shift.Tensor bitwise_left_shift.Tensor_Scalar bitwise_or.Scalar bitwise_or.Scalar_Tensor
