@@ -47,6 +47,18 @@ def tiny_controlnet(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 
 @pytest.fixture(scope="session")
+def tiny_shapes() -> Tiny:
+    """The trained model that ships."""
+    from diffusers import StableDiffusionPipeline
+
+    from ingot.shapes import MODEL_DIR
+
+    pipe = StableDiffusionPipeline.from_pretrained(MODEL_DIR)
+    pipe.set_progress_bar_config(disable=True)
+    return Tiny(pipe, MODEL_DIR)
+
+
+@pytest.fixture(scope="session")
 def tiny_bundle(tiny_sd: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Stable Diffusion, cast into a bundle. Tests copy it before they break it."""
     import ingot

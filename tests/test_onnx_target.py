@@ -15,7 +15,6 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
 from onnx import numpy_helper
 
 from ingot.exporters import parity
@@ -27,23 +26,12 @@ from ingot.exporters.targets.onnx import OnnxFile, export
 from ingot.exporters.trace import graph_signature
 from ingot.runtimes.errors import InputError, ParityError
 from ingot.runtimes.metrics import compare, image_psnr
-from ingot.shapes import MODEL_DIR
-
-from .conftest import Tiny
 
 # Float32 kernels of torch and ONNX Runtime add in different orders: 1e-6 here, and the limit of a certificate is 1e-4.
 TOLERANCE = 1e-5
 # Between the two forms of a graph, both in float32 on ONNX Runtime: sums in another order. 7e-7 at most was measured.
 FORM_TOLERANCE = 1e-6
 Export = Callable[..., tuple[Component, OnnxFile]]
-
-
-@pytest.fixture(scope="session")
-def tiny_shapes() -> Tiny:
-    """The trained model that ships."""
-    pipe = StableDiffusionPipeline.from_pretrained(MODEL_DIR)
-    pipe.set_progress_bar_config(disable=True)
-    return Tiny(pipe, MODEL_DIR)
 
 
 @pytest.fixture(scope="session")
