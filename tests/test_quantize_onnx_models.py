@@ -23,9 +23,9 @@ from ingot.shapes import MODEL_DIR
 NEAR = {
     ("text_encoder", "int8-dynamic"): 26, ("text_encoder", "int8-weights"): 33, ("text_encoder", "int4-weights"): 10,
     ("text_encoder", "int8-static"): 24, ("text_encoder", "fp16"): 62,
-    ("unet", "int8-dynamic"): 36, ("unet", "int8-weights"): 38, ("unet", "int4-weights"): 25, ("unet", "int8-static"): 25,
+    ("unet", "int8-dynamic"): 34, ("unet", "int8-weights"): 38, ("unet", "int4-weights"): 25, ("unet", "int8-static"): 25,
     ("unet", "fp16"): 100,
-    ("vae_decoder", "int8-dynamic"): 40, ("vae_decoder", "int8-weights"): 37, ("vae_decoder", "int4-weights"): 28,
+    ("vae_decoder", "int8-dynamic"): 36, ("vae_decoder", "int8-weights"): 37, ("vae_decoder", "int4-weights"): 28,
     ("vae_decoder", "int8-static"): 19, ("vae_decoder", "fp16"): 100,
 }  # fmt: skip
 Export = Callable[[str], tuple[Component, GraphFile]]
