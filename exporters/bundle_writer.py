@@ -122,6 +122,8 @@ def make_manifest(
         components=entries,
         tokenizers=tokenizers,
         scheduler=_scheduler_options(pipe.scheduler),
+        config=_own_options(pipe),
+        processors=_processors(pipe),
         files={file.relative_to(folder).as_posix(): describe_file(file) for file in files},
         provenance=origin,
     )
@@ -133,6 +135,26 @@ def _scheduler_options(scheduler: Any) -> dict[str, Any]:
     defaulted = set(scheduler.config.get("_use_default_values", ()))
     given = {name: value for name, value in scheduler.config.items() if name not in defaulted}
     return {**plain(given), "_class_name": type(scheduler).__name__}
+
+
+def _own_options(pipe: Any) -> dict[str, Any]:
+    """The options of the pipeline itself; its modules are named by a library and a class each."""
+    options = plain(dict(pipe.config))
+    return {
+        name: value
+        for name, value in options.items()
+        if name not in pipe.components and name not in ("_class_name", "_diffusers_version")
+    }
+
+
+def _processors(pipe: Any) -> dict[str, dict[str, Any]]:
+    """What transformers' image processors and feature extractors are set to."""
+    kinds = ("ImageProcessor", "FeatureExtractor")
+    return {
+        name: plain(part.to_dict())
+        for name, part in pipe.components.items()
+        if hasattr(part, "to_dict") and type(part).__name__.removesuffix("Fast").removesuffix("Pil").endswith(kinds)
+    }
 
 
 def save_manifest(folder: Path, manifest: Manifest) -> None:

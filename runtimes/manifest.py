@@ -9,10 +9,11 @@ import msgspec
 from .errors import BundleError
 from .signature import Signature
 
-SCHEMA = 3
+SCHEMA = 4
 # 2 added to a graph its engine's options and its parity at other computing precisions; 3 its form, rewrites and
-# quantization, and to the manifest what quantization costs
-READABLE = (1, 2, 3)
+# quantization, and to the manifest what quantization costs; 4 to a component what its
+# graphs fold in and its extras, and the pipeline's options
+READABLE = (1, 2, 3, 4)
 FILE_NAME = "ingot.json"
 
 
@@ -105,13 +106,20 @@ class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class ComponentEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A component by its role: the class and config it came with, and its graphs."""
+    """A component by its role: the class and config it came with, and its graphs.
+
+    `method` is what of the class the graphs compute, `arguments` what they fold in of its call, by dotted path. `extras` are
+    files of what a pipeline needs beside the graphs, by what it is.
+    """
 
     class_name: str
     config: dict[str, Any]
     graphs: tuple[Graph, ...]
     parameters: int
     parity_data: str | None = None
+    method: str = "forward"
+    arguments: dict[str, Any] = {}
+    extras: dict[str, str] = {}
 
 
 class Quality(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -174,6 +182,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     scheduler: dict[str, Any]
     files: dict[str, FileEntry]
     provenance: Provenance
+    config: dict[str, Any] = {}  # the pipeline's own options, as in model_index.json
+    processors: dict[str, dict[str, Any]] = {}  # configs of what prepares pictures, by role
     parity: dict[str, ImageParity] = {}
     quality: dict[str, Quality] = {}  # by engine and precision: "openvino int8-static"
 

@@ -80,7 +80,7 @@ def test_every_problem_is_told_at_once(copy: Path) -> None:
 @pytest.mark.parametrize("schema", [0, 4, "one", None])
 def test_an_unknown_schema_version_is_refused(copy: Path, schema: object) -> None:
     edit(copy, lambda manifest: manifest.update(schema=schema))
-    with pytest.raises(BundleError, match=rf"schema version {schema!r}; this Ingot reads versions 1, 2 and 3"):
+    with pytest.raises(BundleError, match=rf"schema version {schema!r}; this Ingot reads versions 1, 2, 3 and 4"):
         ingot.load(copy)
 
 

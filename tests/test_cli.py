@@ -147,7 +147,7 @@ def test_inspect_tells_components_signatures_and_parity(tiny_bundle: Path, capsy
     ):
         assert piece in text
     assert main(["inspect", str(tiny_bundle), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["schema"] == 3
+    assert json.loads(capsys.readouterr().out)["schema"] == 4
 
 
 def test_verify_tells_and_fails(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

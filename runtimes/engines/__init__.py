@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, get_type_hints
@@ -39,6 +40,40 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free what the graph holds. A second call does nothing."""
         ...
+
+
+class Later:
+    """An engine that is opened when it is first run: for a component that many calls do not need."""
+
+    def __init__(self, opening: Callable[[], Engine], signature: Signature) -> None:
+        self.signature = signature
+        self._opening, self._lock = opening, threading.Lock()
+        self._engine: Engine | None = None
+        self._closed = False
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        """As the engine's own; the first call opens it."""
+        return self.opened().run(inputs)
+
+    def __getattr__(self, name: str) -> Any:
+        # what an engine may have beside the protocol: `most_rows`, `pad`
+        return getattr(self.opened(), name)
+
+    def opened(self) -> Engine:
+        """The engine. Raises EngineError once it was closed."""
+        with self._lock:
+            if self._closed:
+                raise EngineError("the graph was closed: load the bundle again")
+            if self._engine is None:
+                self._engine = self._opening()
+            return self._engine
+
+    def close(self) -> None:
+        """Close the engine if it was opened."""
+        with self._lock:
+            self._closed = True
+            if self._engine is not None:
+                self._engine.close()
 
 
 class EngineModule(Protocol):

@@ -8,6 +8,8 @@ from typing import Any
 from ..errors import unknown
 
 FAMILIES = {
+    "StableDiffusionImg2ImgPipeline": "stable_diffusion",
+    "StableDiffusionInpaintPipeline": "stable_diffusion",
     "StableDiffusionPipeline": "stable_diffusion",
 }
 

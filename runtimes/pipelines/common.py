@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ class Output:
 @dataclass
 class State:
     """One finished step of the loop. What is assigned to `latents`, `guidance_scale`, `guidance_rescale`,
-    `prompt_embeds` or `negative_prompt_embeds` holds from the next step on."""
+    `prompt_embeds`, `negative_prompt_embeds`, `conditions` or `negative_conditions` holds from the next step on."""
 
     step: int
     num_steps: int
@@ -40,6 +40,16 @@ class State:
     guidance_rescale: float
     prompt_embeds: Array  # (batch, tokens, width)
     negative_prompt_embeds: Array | None
+    conditions: dict[str, Array] = field(default_factory=dict)  # what else the denoiser is given, by its inputs' names
+    negative_conditions: dict[str, Array] = field(default_factory=dict)
+
+
+class Condition(NamedTuple):
+    """What the denoiser is given for each picture beside the latents: embeddings (batch, tokens, width), and the rest by the
+    names of its inputs, (batch, ...) each."""
+
+    embeds: Array
+    others: dict[str, Array]
 
 
 class Engines:
@@ -62,7 +72,15 @@ class Engines:
         self.close()
 
 
-CHANGEABLE = ("latents", "guidance_scale", "guidance_rescale", "prompt_embeds", "negative_prompt_embeds")
+CHANGEABLE = (
+    "latents",
+    "guidance_scale",
+    "guidance_rescale",
+    "prompt_embeds",
+    "negative_prompt_embeds",
+    "conditions",
+    "negative_conditions",
+)
 
 
 def as_list(prompt: object, name: str = "prompt") -> list[str]:

@@ -1,9 +1,10 @@
-"""The denoiser of a text-to-image loop: guidance in its interval, DeepCache's two graphs, one answer a step."""
+"""The denoiser of a loop: guidance in its interval, DeepCache's two graphs, controls, one answer a step."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -28,16 +29,30 @@ class Acceleration:
     cache_power: float = POWER
 
 
+class Control(Protocol):
+    """Something that steers the denoiser by further inputs: a ControlNet, an adapter."""
+
+    def inputs(self, step: int, steps: int, given: Arrays, rows: int) -> Arrays:
+        """The denoiser's further inputs for a step of `steps`, by name.
+
+        `given` is what it gets otherwise: `sample` and `encoder_hidden_states` of all rows of guidance one behind the other,
+        `timestep`, and the conditions; `rows` is 2 where guidance doubles the batch, the unguided half first, else 1.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is computed at each step of one call: guidance from `start` to `end`, in shares of the steps; the whole denoiser
-    at the `full` steps."""
+    at the `full` steps; what the denoiser is given behind the latents' channels, and what `controls` say."""
 
     steps: int
     start: float
     end: float
     full: frozenset[int]
     features: Features = field(default_factory=Features)
+    channels: Array | None = None  # (batch, more channels, height, width)
+    controls: tuple[Control, ...] = ()
 
     def guides(self, step: int) -> bool:
         """Whether guidance is on: diffusers' rule for `control_guidance_start` and `control_guidance_end`."""
@@ -76,24 +91,36 @@ class Denoiser:
 
     def predict(self, state: State, plan: Plan, step: int, sample: Array, timestep: float) -> Array:
         """The guided prediction for a scaled sample: (batch, channels, height, width)."""
-        negative, embeds = state.negative_prompt_embeds, state.prompt_embeds
-        guided = negative is not None and self.guided(state, plan, step)
-        rows: tuple[Array, ...] = (embeds,)
-        if negative is not None and guided:
-            rows = (negative, embeds)
-            sample, embeds = np.concatenate([sample, sample]), np.concatenate(rows)
-        inputs = {
-            "sample": sample,
-            "encoder_hidden_states": embeds,
-            "timestep": timestep_input(self.unet, timestep, len(sample)),
+        rows = self.rows(state, plan, step)
+        given: Arrays = {
+            "sample": np.concatenate([_joined(sample, row.channels) for row in rows]),
+            "encoder_hidden_states": np.concatenate([row.embeds for row in rows]),
+            "timestep": timestep_input(self.unet, timestep, len(rows) * len(sample)),
         }
+        for name in rows[0].others:
+            given[name] = np.concatenate([row.others[name] for row in rows])
         if self.condition_width:
-            inputs["timestep_cond"] = guidance_embedding(state.guidance_scale, self.condition_width, len(sample))
-        out = self._run(inputs, plan, step, rows)["out_sample"].astype(np.float32)
-        if not guided:
-            return out
-        half = len(out) // 2
-        return guide(out[:half], out[half:], state.guidance_scale, state.guidance_rescale)
+            given["timestep_cond"] = guidance_embedding(
+                state.guidance_scale, self.condition_width, len(given["sample"])
+            )
+        for control in plan.controls:
+            given |= control.inputs(step, plan.steps, given, len(rows))
+        out = self._run(given, plan, step, tuple(row.embeds for row in rows))["out_sample"].astype(np.float32)
+        answers = np.split(out, len(rows))
+        return answers[0] if len(rows) == 1 else self.guide(answers, state)
+
+    def rows(self, state: State, plan: Plan, step: int) -> list[Row]:
+        """What is asked in one step: the unguided half of the batch first, where there is guidance."""
+        rows = [Row(state.prompt_embeds, state.conditions, plan.channels)]
+        negative = state.negative_prompt_embeds
+        if negative is not None and self.guided(state, plan, step):
+            rows.insert(0, Row(negative, state.negative_conditions, plan.channels))
+        return rows
+
+    def guide(self, answers: list[Array], state: State) -> Array:
+        """One prediction of the answers to `rows`."""
+        unguided, guided = answers
+        return guide(unguided, guided, state.guidance_scale, state.guidance_rescale)
 
     def _run(self, inputs: Arrays, plan: Plan, step: int, rows: tuple[Array, ...]) -> Arrays:
         """The shallow graph where the plan says so and there are features of this very batch, else the whole one."""
@@ -105,3 +132,15 @@ class Denoiser:
         if FEATURES in out:
             plan.features.value, plan.features.rows = out[FEATURES], rows
         return out
+
+
+class Row(NamedTuple):
+    """One of the answers that guidance puts together: what the denoiser is given for it beside the sample."""
+
+    embeds: Array
+    others: dict[str, Array]
+    channels: Array | None
+
+
+def _joined(sample: Array, channels: Array | None) -> Array:
+    return sample if channels is None else np.concatenate([sample, channels.astype(sample.dtype)], axis=1)
