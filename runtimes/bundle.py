@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from . import manifest as manifests
 from .errors import BundleError, InputError
-from .manifest import ComponentEntry, FileEntry, Graph, Manifest
+from .manifest import ComponentEntry, FileEntry, Graph, Manifest, Quantization
 
 DTYPES = {"float32", "float16", "float64", "int64", "int32", "int8", "uint8", "bool"}
 
@@ -59,15 +59,22 @@ class Bundle:
         form: str | None = None,
         device: str | None = None,
     ) -> Graph:
-        """The first graph of a component that fits; one made for certain devices fits these alone.
+        """The first graph of a component that fits; one made for certain devices fits these alone. Without a precision a
+        quantized graph fits only where it was measured to be the faster: on a processor, not on a GPU beside it.
 
         Raises InputError naming those that there are.
         """
         graphs = self.component(role).graphs
+        found = []
         for graph in graphs:
             wanted = (engine, graph.engine), (precision, graph.precision), (form, graph.form)
             if all(asked in (None, has) for asked, has in wanted) and _for_device(graph, device):
+                found.append(graph)
+        for graph in found:
+            if precision is not None or graph.quantization is None or _measured_on(graph.quantization, device):
                 return graph
+        if found:
+            return found[0]
         asked = " ".join(filter(None, (engine, precision, form and f"for {form}", device and f"on {device}")))
         have = ", ".join(map(describe_graph, graphs))
         raise InputError(f"{role!r} in {self.path} has no graph for {asked}; it has: {have or 'none'}")
@@ -91,6 +98,7 @@ class Bundle:
         named = [file for entry in manifest.components.values() for graph in entry.graphs for file in graph.files]
         named += [entry.parity_data for entry in manifest.components.values() if entry.parity_data]
         named += manifest.tokenizers.values()
+        named += [file for entry in manifest.components.values() for file in entry.extras.values()]
         problems = [f"{name!r} leaves the bundle" for name in sorted({*manifest.files, *named}) if _leaves(name)]
         problems += [f"{name} is used but has no hash" for name in sorted(set(named) - set(manifest.files))]
         problems += [f"{role} has no graph" for role, entry in manifest.components.items() if not entry.graphs]
@@ -130,6 +138,11 @@ def describe_graph(graph: Graph) -> str:
 def _for_device(graph: Graph, device: str | None) -> bool:
     devices = graph.options.get("devices")
     return not devices or device is None or device.lower().partition(":")[0] in devices
+
+
+def _measured_on(quantization: Quantization, device: str | None) -> bool:
+    kind = (device or "cpu").lower().partition(":")[0]
+    return quantization.timing is not None and quantization.timing.device == kind
 
 
 def describe_file(path: Path) -> FileEntry:

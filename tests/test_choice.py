@@ -15,6 +15,7 @@ import ingot
 from ingot import Bundle, EngineError, InputError
 from ingot.runtimes import choice, engines
 from ingot.runtimes.choice import choose, pick
+from ingot.runtimes.manifest import Quantization, Timing
 
 ROLES = ("text_encoder", "unet", "vae_decoder")
 
@@ -175,3 +176,24 @@ def test_a_graph_for_certain_devices_is_not_picked_for_others(tiny_bundle: Path)
         assert (
             np.abs(portable("a", **call).images - tuned("a", **call).images).max() < 1e-4
         )  # rounding in another order
+
+
+def test_a_quantized_graph_is_the_default_only_where_it_was_measured_to_be_faster(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    entry = bundle.component("unet")
+    recipe = Quantization(
+        asked="auto", scheme="int8-dynamic", source="float32", fingerprint="", layers=1, keep=(), options={}, calibration=None,
+        sqnr_db=30.0, timing=Timing(seconds=1.0, float_seconds=2.0, machine="a processor"),
+    )  # fmt: skip
+    fast = msgspec.structs.replace(entry.graphs[0], precision="int8-dynamic", quantization=recipe)
+    untimed = msgspec.structs.replace(fast, quantization=msgspec.structs.replace(recipe, timing=None))
+
+    def default(first: Any, device: str | None) -> str:
+        changed = msgspec.structs.replace(entry, graphs=(first, *entry.graphs))
+        components = {**bundle.manifest.components, "unet": changed}
+        opened = Bundle(tiny_bundle, msgspec.structs.replace(bundle.manifest, components=components))
+        return opened.graph("unet", "onnx", device=device).precision
+
+    assert default(fast, None) == default(fast, "cpu") == "int8-dynamic"
+    assert default(fast, "cuda") == default(fast, "cuda:0") == "float32"
+    assert default(untimed, "cpu") == "float32"
