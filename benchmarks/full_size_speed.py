@@ -92,7 +92,7 @@ def table(work: Path, bundle: Bundle, role: str, rounds: int) -> list[str]:
     for _ in range(rounds):
         for form in forms:
             found[form].append(run(work, role, form))
-    full = entry.parameters * 4 / 1e6
+    full = next(_megabytes(bundle, graph) for graph in entry.graphs if graph.precision == "float32")
     base = statistics.median(one["seconds"] for one in found["torch float32"])
     lines = [HEAD.format(role=role), "|---" * (HEAD.count("|") - 1) + "|"]
     for form, runs in found.items():

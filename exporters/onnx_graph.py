@@ -23,6 +23,7 @@ from .axes import in_terms_of
 PREFIX = "source."
 # On a tensor that the graph holds as the model's weight with rows and columns exchanged.
 TRANSPOSED = "ingot.transposed"
+TRACED = "ingot.traced_nodes"  # of a model: how many nodes it had before it was simplified
 
 
 def build(
@@ -36,6 +37,7 @@ def build(
         model = _translated(program, signature, opset)
         weights = [value for name, value in model.graph.initializers.items() if name in program.state_dict]
         passes.InlinePass()(model)
+        model.metadata_props[TRACED] = str(len(model.graph))
         _transpose_weights(model, weights)
         with _unknown(weights):
             _simplify(model)
