@@ -15,7 +15,8 @@ from . import parity
 from .bundle_writer import component_entry, require_parity_data, write_parity_data
 from .component import Component
 from .estimate import readable
-from .graph_file import GraphFile
+from .extras import write_extras
+from .graph_file import GraphFile, Progress
 from .onnx_weights import data_files, share_weights
 from .request import Request
 from .targets import target
@@ -41,7 +42,9 @@ def cast_components(
                 require_parity_data(component, folder / data, written.signature)
                 bar.update()
             component.traces.clear()
-            entries[component.role] = component_entry(component, tuple(graphs), data)
+            entries[component.role] = component_entry(
+                component, tuple(graphs), data, write_extras(component, folder)
+            )
     return _share(entries, components, folder, files), files
 
 
@@ -80,10 +83,22 @@ def _write(component: Component, name: str, folder: Path, wanted: Request, bar: 
         folder / component.role,
         dtype=wanted.dtypes[name],
         static=wanted.static,
-        progress=lambda stage, _: bar.set_postfix_str(stage),
+        progress=_told(bar),
         **wanted.options.get(name, {}),
     )
     return written
+
+
+def _told(bar: Any) -> Progress:
+    """Shows each stage once: a bar that is drawn anew for every weight fills a log."""
+    shown: list[str] = []
+
+    def tell(stage: str, _: float) -> None:
+        if shown != [stage]:
+            shown[:] = [stage]
+            bar.set_postfix_str(stage)
+
+    return tell
 
 
 def _share(
