@@ -37,8 +37,8 @@ class Scheduler(Protocol):
     ...     x, denoised = scheduler.step(model_output, t, x)
     """
 
-    timesteps: NDArray[Any]  # what the model is called with, in order; int64 or float32
-    order: int  # model calls per step
+    timesteps: NDArray[Any]  # what the model is called with, in order; int64 or float32; one `step` for each
+    order: int  # model calls per step of the solver: with 2, n steps have 2 n - 1 timesteps
     config: Config
     compatibles: ClassVar[tuple[str, ...]]
 
@@ -53,8 +53,12 @@ class Scheduler(Protocol):
         *,
         timesteps: Sequence[float] | None = None,
         sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
     ) -> None:
-        """Start a run of that many steps, or of the given timesteps or sigmas where the class takes them."""
+        """Start a run of that many steps, or of the given timesteps or sigmas where the class takes them.
+
+        `mu` shifts the noise levels of a flow by the picture's size, where the config has `use_dynamic_shifting`.
+        """
         ...
 
     def set_begin_index(self, begin_index: int = 0) -> None:
@@ -68,7 +72,7 @@ class Scheduler(Protocol):
     def step(
         self, model_output: Array, timestep: Timestep, sample: Array, *, generator: Generators = None, eta: float = 0.0
     ) -> Step:
-        """From the sample at a timestep to the next. `eta` acts in DDIM only, `generator` where noise is added."""
+        """From the sample at a timestep to the next. `eta` acts in DDIM and TCD, `generator` where noise is added."""
         ...
 
     def add_noise(self, original: Array, noise: Array, timesteps: Any) -> Array:

@@ -22,13 +22,14 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "prediction_type": ("epsilon", "sample", "v_prediction"),
     "timestep_spacing": ("linspace", "leading", "trailing"),
     "final_sigmas_type": ("zero", "sigma_min"),
-    # flow matching belongs to other schedulers; here it would change every sigma
-    "use_flow_sigmas": (False,),
-    "use_dynamic_shifting": (False,),
-    "shift_terminal": (None,),
+    "sigma_schedule": ("karras", "exponential"),
+    "time_shift_type": ("exponential", "linear"),
+    "variance_type": (None, "learned", "learned_range"),
     "solver_p": (None,),
 }
 _AT_LEAST_ONE = ("num_train_timesteps", "original_inference_steps", "solver_order")
+_ABOVE_ZERO = ("flow_shift", "rho", "shift", "sigma_data")
+_MAY_BE_NONE = ("base_shift", "max_shift")  # which nothing here reads: a pipeline makes mu from them
 _SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 
 
@@ -96,7 +97,7 @@ def resolve(
     ]
     if sum(bool(values.get(name)) for name in _SPACINGS) > 1:
         problems.append(f"only one of {', '.join(_SPACINGS)} can be true")
-    trained = values["trained_betas"]
+    trained = values.get("trained_betas")
     if trained is not None and np.shape(trained) != (values["num_train_timesteps"],):
         problems.append(
             f"trained_betas has shape {np.shape(trained)}, not ({values['num_train_timesteps']},), one each"
@@ -116,11 +117,15 @@ def _problem(name: str, value: Any, default: Any, choices: Mapping[str, tuple[An
     if allowed is not None:
         fits = any(type(value) is type(option) and value == option for option in allowed)
         return None if fits else f"{name}={value!r} is not supported; {' or '.join(map(repr, allowed))} would do"
-    wanted = _wanted(default)
+    wanted = None if value is None and name in _MAY_BE_NONE else _wanted(default)
     if wanted and not _is(wanted, value):
         return f"{name}={value!r} is not {wanted}"
     if name in _AT_LEAST_ONE and value < 1:
         return f"{name}={value!r} is not at least 1"
+    if name in _ABOVE_ZERO and value <= 0:
+        return f"{name}={value!r} is not above 0"
+    if name == "shift_terminal" and value is not None and not (_is("a number", value) and 0 <= value < 1):
+        return f"shift_terminal={value!r} is not a number from 0 to below 1"
     return None
 
 

@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .base import Generators, Step, Timestep
-from .discrete import DiscreteScheduler, draw, stepped, working
+from .discrete import DiscreteScheduler
 from .parameterization import Array, threshold, to_noise, to_x0
+from .steps import draw, stepped, working
 
 
 class DDIMScheduler(DiscreteScheduler):

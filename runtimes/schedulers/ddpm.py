@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from .base import Generators, Step, Timestep
 from .ddim import DDIMScheduler, clipped
-from .discrete import DiscreteScheduler, draw, stepped, working
+from .discrete import DiscreteScheduler
 from .parameterization import Array, to_x0
+from .steps import draw, stepped, working
 
 _LEARNED = ("learned", "learned_range")
 
@@ -43,7 +44,7 @@ class DDPMScheduler(DiscreteScheduler):
         eta: float = 0.0,  # noqa: ARG002  # one call for all schedulers
     ) -> Step:
         """From the sample (batch, channels, ...) at a timestep to the next."""
-        mean_output, learned = self._split(model_output, sample)
+        mean_output, learned = split_variance(self.config.variance_type, model_output, sample)
         out, x = working(mean_output, sample)
         bar, bar_prev = self._alpha_bar(int(timestep)), self._alpha_bar(self._previous(timestep))
         alpha = bar / bar_prev
@@ -52,18 +53,6 @@ class DDPMScheduler(DiscreteScheduler):
         if timestep > 0:
             prev = prev + self._spread(bar, bar_prev, learned) * draw(mean_output, generator)
         return stepped(prev, x0, model_output)
-
-    def _split(self, model_output: Array, sample: Array) -> tuple[Array, Array | None]:
-        """The output proper, and the variance that a model with a learned one predicts beside it."""
-        if self.config.variance_type not in _LEARNED:
-            return model_output, None
-        channels = sample.shape[1]
-        if model_output.shape[1] != 2 * channels:
-            raise InputError(
-                f"variance_type={self.config.variance_type!r} needs a model output of {2 * channels} channels, twice the "
-                f"sample's, not {model_output.shape[1]}"
-            )
-        return model_output[:, :channels], model_output[:, channels:].astype(np.float32)
 
     def _spread(self, bar: Any, bar_prev: Any, learned: Array | None) -> Any:
         """Standard deviation of the noise of a step from alpha-bar `bar` to `bar_prev`."""
@@ -85,3 +74,16 @@ class DDPMScheduler(DiscreteScheduler):
 
     def _schedule_along(self, name: str, values: NDArray[np.float64]) -> None:  # noqa: ARG002  # timesteps only
         self._use_whole_timesteps(self._falling(values))
+
+
+def split_variance(kind: str, model_output: Array, sample: Array) -> tuple[Array, Array | None]:
+    """The output proper, and the variance that a model with a learned one (a `variance_type`) predicts beside it."""
+    if kind not in _LEARNED:
+        return model_output, None
+    channels = sample.shape[1]
+    if model_output.shape[1] != 2 * channels:
+        raise InputError(
+            f"variance_type={kind!r} needs a model output of {2 * channels} channels, twice the sample's, "
+            f"not {model_output.shape[1]}"
+        )
+    return model_output[:, :channels], model_output[:, channels:].astype(np.float32)

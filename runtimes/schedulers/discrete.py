@@ -9,18 +9,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, unknown
-from ..noise import randn_tensor
 from . import schedules
-from .base import Array, Generators, Step, Timestep
+from .base import Array, Timestep
 from .config import Config, Source, read, resolve
-from .parameterization import alpha_sigma, mix
+from .parameterization import Level, Space, alpha_sigma, level, mix
+from .steps import unit_variance
 
 COMPATIBLES = (
     "DDIMScheduler",
     "DDPMScheduler",
+    "DEISMultistepScheduler",
     "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EDMEulerScheduler",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
     "LMSDiscreteScheduler",
     "PNDMScheduler",
     "UniPCMultistepScheduler",
@@ -28,7 +34,8 @@ COMPATIBLES = (
 
 
 class DiscreteScheduler:
-    """The part that schedulers with trained, discrete timesteps share. A class states its options and its `step`.
+    """The part that all schedulers share. A class states its options and its `step`, and where it was not trained at
+    discrete timesteps with betas, what it was trained with (`_trained`).
 
     `DDIMScheduler(beta_schedule="scaled_linear")` and `DDIMScheduler.from_config(folder, clip_sample=False)` both make
     one; an option that does not fit raises InputError saying what would.
@@ -39,29 +46,30 @@ class DiscreteScheduler:
     aliases: ClassVar[Mapping[str, Mapping[Any, Any]]] = {}
     compatibles: ClassVar[tuple[str, ...]] = COMPATIBLES
     custom_schedules: ClassVar[tuple[str, ...]] = ()
-    # How x = alpha x0 + sigma eps is kept: by "timestep" in alphas_cumprod, or by `sigmas` with alpha = 1 ("exploding")
-    # or with unit variance ("preserving").
-    space: ClassVar[Literal["timestep", "exploding", "preserving"]] = "timestep"
+    # How x = alpha x0 + sigma eps is kept: by "timestep" in alphas_cumprod, or by `sigmas` with alpha = 1 ("exploding"),
+    # with unit variance ("preserving") or with alpha = 1 - sigma ("flow"). A config's use_flow_sigmas goes before it.
+    space: ClassVar[Space | Literal["timestep"]] = "timestep"
     order: int = 1
+    clips: ClassVar[bool] = True  # whether a config's clip_sample acts
+    mu_may_idle: ClassVar[bool] = (
+        False  # whether a `mu` is let pass without use_dynamic_shifting: FLUX always gives one
+    )
+    noised_by_timestep: ClassVar[bool] = False  # whether `add_noise` goes by alphas_cumprod, though the run has sigmas
 
+    betas: schedules.Floats
+    alphas_cumprod: schedules.Floats
+    timesteps: NDArray[Any]
+    sigmas: NDArray[np.float32]
+    _mu: float | None  # of the run: how far its noise levels are shifted
     _begin_index: int | None
     _step_index: int | None
 
     def __init__(self, **options: Any) -> None:
         self.config = resolve(type(self).__name__, self.defaults, self.choices, self.aliases, options)
         self._check_options()
-        self.betas = schedules.betas(self.config)
-        rescaled = self.config.get("rescale_betas_zero_snr", False)
-        if rescaled:
-            self.betas = schedules.zero_terminal_snr(self.betas)
-        self.alphas_cumprod = schedules.cumprod(1 - self.betas)
-        train = self.config.num_train_timesteps
-        self.timesteps: NDArray[Any] = np.arange(train)[::-1].copy()
         self.num_inference_steps: int | None = None
-        if self.space != "timestep":
-            if rescaled:
-                self.alphas_cumprod[-1] = schedules.LAST_ALPHA_BAR
-            self.sigmas = np.append(schedules.sigmas_of(self.alphas_cumprod)[::-1], np.float32(0))
+        self._mu = None
+        self._trained()
         self._restart()
 
     @classmethod
@@ -98,7 +106,11 @@ class DiscreteScheduler:
         return self._step_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Start the run at this place in `timesteps`; after `set_timesteps`."""
+        """Start the run at this place in `timesteps`; after `set_timesteps`.
+
+        Raises InputError for a place inside a step, where a scheduler calls the model `order` times for each.
+        """
+        self._check_entry(begin_index)
         self._begin_index = begin_index
 
     def set_timesteps(
@@ -107,11 +119,19 @@ class DiscreteScheduler:
         *,
         timesteps: Sequence[float] | None = None,
         sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
     ) -> None:
         """Start a run: of so many steps, or along custom `timesteps` or `sigmas` where `custom_schedules` names them.
 
-        Raises InputError unless exactly one of the three is given, and for values that do not make a schedule.
+        `mu` is how far the picture's size moves the noise levels, for the option `use_dynamic_shifting`. Raises
+        InputError unless exactly one of the three is given, and for values that do not make a schedule.
         """
+        if mu is not None and not self.mu_may_idle and not self._option("use_dynamic_shifting", False):
+            why = "False here" if "use_dynamic_shifting" in self.defaults else "not among its options"
+            raise InputError(
+                f"{type(self).__name__} does not take mu: it acts with use_dynamic_shifting, which is {why}"
+            )
+        self._mu = mu
         every = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas}
         given: dict[str, Any] = {name: value for name, value in every.items() if value is not None}
         if len(given) != 1:
@@ -127,23 +147,33 @@ class DiscreteScheduler:
         """The sample as the model wants to see it: of unit variance."""
         if self.space != "exploding":
             return sample
-        sigma = self.sigmas[self._index(timestep)]
-        return np.asarray(sample.astype(np.float32) / np.sqrt(sigma**2 + 1)).astype(sample.dtype)
+        return unit_variance(sample, self._sigma_seen(timestep))
 
     def add_noise(self, original: Array, noise: Array, timesteps: Any) -> Array:
         """The originals (batch, ...), noised as far as `timesteps` (one, or one for each of the batch) says."""
         steps = np.atleast_1d(timesteps)
-        if self.space == "timestep":
+        if self.space == "timestep" or self.noised_by_timestep:
             bars = np.array([self._alpha_bar(int(t)) for t in steps])
             return mix(original, noise, np.sqrt(bars), np.sqrt(1 - bars))
-        sigma = self.sigmas[[self._noise_index(t) for t in steps]]
-        alpha, sigma = (np.ones_like(sigma), sigma) if self.space == "exploding" else alpha_sigma(sigma)
-        return mix(original, noise, alpha, sigma)
+        return mix(original, noise, *alpha_sigma(self.sigmas[[self._noise_index(t) for t in steps]], self._space))
 
     # what a class fills in -----------------------------------------------------------------------------------------
 
     def _check_options(self) -> None:
         """Raise InputError for options that do not go together."""
+
+    def _trained(self) -> None:
+        """Set `timesteps` (and `sigmas`) to those of training: here the ones that the config's betas make."""
+        rescaled = self._option("rescale_betas_zero_snr", False)
+        self.betas = schedules.betas(self.config)
+        if rescaled:
+            self.betas = schedules.zero_terminal_snr(self.betas)
+        self.alphas_cumprod = schedules.cumprod(1 - self.betas)
+        self.timesteps = np.arange(self.config.num_train_timesteps)[::-1].copy()
+        if self.space != "timestep":
+            if rescaled:
+                self.alphas_cumprod[-1] = schedules.LAST_ALPHA_BAR
+            self.sigmas = np.append(schedules.sigmas_of(self.alphas_cumprod)[::-1], np.float32(0))
 
     def _schedule(self, steps: int) -> None:
         """Set `timesteps` (and `sigmas`) for a number of steps."""
@@ -158,6 +188,24 @@ class DiscreteScheduler:
         self._begin_index = self._step_index = None
 
     # what a class builds on ----------------------------------------------------------------------------------------
+
+    @property
+    def _space(self) -> Space:
+        if self._option("use_flow_sigmas", False):
+            return "flow"
+        return "preserving" if self.space == "timestep" else self.space
+
+    def _option(self, name: str, otherwise: Any) -> Any:
+        """An option's value, if this class has it: a config carries those of other classes too, which must not act."""
+        return self.config[name] if name in self.defaults else otherwise
+
+    def _level(self, place: int) -> Level:
+        """alpha, sigma and lambda at a place in `sigmas`."""
+        return level(self.sigmas[place], self._space)
+
+    def _sigma_seen(self, timestep: Timestep) -> Any:
+        """The noise level at which the model is due to be called."""
+        return self.sigmas[self._index(timestep)]
 
     def _custom(self, name: str, values: Sequence[float]) -> NDArray[np.float64]:
         if name not in self.custom_schedules:
@@ -194,7 +242,7 @@ class DiscreteScheduler:
                 f"timesteps reach from {whole.min()} to {whole.max()}, past those of training; "
                 "change steps_offset or the number of steps"
             )
-        bounded = self.config.get("clip_sample", False) and not self.config.thresholding
+        bounded = self.clips and self._option("clip_sample", False) and not self._option("thresholding", False)
         if self.config.prediction_type == "epsilon" and self.alphas_cumprod[whole[0]] == 0 and not bounded:
             raise InputError(
                 "rescale_betas_zero_snr leaves no signal at the first timestep, where a model of noise (prediction_type "
@@ -211,6 +259,7 @@ class DiscreteScheduler:
             # At the very start the first place, even where rounding made the first two timesteps equal: there diffusers
             # (0.42) takes the second, and runs out of sigmas at the end.
             self._step_index = 0 if timestep == self.timesteps[0] else self._lookup(timestep)
+            self._check_entry(self._step_index)
         if self._step_index >= len(self.timesteps):
             raise InputError(f"all {len(self.timesteps)} steps were taken; call set_timesteps before another run")
         return self._step_index
@@ -222,6 +271,13 @@ class DiscreteScheduler:
             raise InputError(f"timestep {timestep} is not in this run; take one of scheduler.timesteps")
         return int(places[min(1, len(places) - 1)])
 
+    def _check_entry(self, place: int) -> None:
+        if place % self.order:
+            raise InputError(
+                f"{type(self).__name__} calls the model {self.order} times in a step: a run begins at one of "
+                f"timesteps[::{self.order}], not at place {place}"
+            )
+
     def _noise_index(self, timestep: Timestep) -> int:
         if self._begin_index is None:
             return self._lookup(timestep)
@@ -232,22 +288,5 @@ class DiscreteScheduler:
         if timestep >= len(self.alphas_cumprod):
             raise InputError(f"timestep {timestep} is past the last of training, {len(self.alphas_cumprod) - 1}")
         if timestep < 0:
-            return np.float32(1) if self.config.get("set_alpha_to_one", True) else self.alphas_cumprod[0]
+            return np.float32(1) if self._option("set_alpha_to_one", True) else self.alphas_cumprod[0]
         return self.alphas_cumprod[timestep]
-
-
-def working(model_output: Array, sample: Array) -> tuple[Array, Array]:
-    """Both in float32, which steps are computed in. Raises InputError when their shapes differ."""
-    if model_output.shape != sample.shape:
-        raise InputError(f"model output and sample differ in shape: {model_output.shape} and {sample.shape}")
-    return model_output.astype(np.float32), sample.astype(np.float32)
-
-
-def stepped(prev_sample: Array, denoised: Array, model_output: Array) -> Step:
-    """A step's result in the model output's dtype."""
-    return Step(prev_sample.astype(model_output.dtype), denoised.astype(model_output.dtype))
-
-
-def draw(like: Array, generator: Generators) -> Array:
-    """Noise for a model output, drawn in its dtype as diffusers does, in float32."""
-    return randn_tensor(like.shape, generator, like.dtype).astype(np.float32)

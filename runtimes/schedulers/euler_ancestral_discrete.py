@@ -12,8 +12,9 @@ import numpy as np
 
 from . import schedules
 from .base import Generators, Step, Timestep
-from .discrete import DiscreteScheduler, draw, stepped, working
+from .discrete import DiscreteScheduler
 from .parameterization import Array, to_x0_exploding
+from .steps import draw, stepped, working
 
 
 class EulerAncestralDiscreteScheduler(DiscreteScheduler):
@@ -46,9 +47,7 @@ class EulerAncestralDiscreteScheduler(DiscreteScheduler):
         out, x = working(model_output, sample)
         at = self._index(timestep)
         sigma, sigma_next = self.sigmas[at], self.sigmas[at + 1]
-        up = np.sqrt(sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2)
-        # not below 0: rounding does that where sigma falls from very high (cosine betas), and diffusers (0.42) yields NaN
-        down = np.sqrt(np.maximum(sigma_next**2 - up**2, 0))
+        down, up = down_and_up(sigma, sigma_next)
         x0 = to_x0_exploding(self.config.prediction_type, out, x, sigma)
         prev = x + (x - x0) / sigma * (down - sigma) + up * draw(model_output, generator)
         self._step_index = at + 1
@@ -60,3 +59,10 @@ class EulerAncestralDiscreteScheduler(DiscreteScheduler):
         sigmas = np.interp(self.timesteps, np.arange(len(table)), table)
         self.sigmas = np.append(sigmas, 0).astype(np.float32)
         self.num_inference_steps = steps
+
+
+def down_and_up(sigma: Any, sigma_next: Any) -> tuple[Any, Any]:
+    """The level that a step goes down to, and the noise that brings it up to `sigma_next`."""
+    # s_down is s_next² / s. diffusers (0.42) takes the root of s_next² - s_up², which rounding spoils where sigma falls far
+    # in a step: from very high (cosine betas) it is NaN.
+    return sigma_next**2 / sigma, np.sqrt(sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2)

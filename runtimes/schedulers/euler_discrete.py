@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from . import schedules
 from .base import Generators, Step, Timestep
-from .discrete import DiscreteScheduler, draw, stepped, working
+from .discrete import DiscreteScheduler
 from .parameterization import Array, to_x0_exploding
+from .steps import churned, stepped, working
 
 
 class EulerDiscreteScheduler(DiscreteScheduler):
@@ -67,9 +68,7 @@ class EulerDiscreteScheduler(DiscreteScheduler):
         at = self._index(timestep)
         sigma, sigma_next = self.sigmas[at], self.sigmas[at + 1]
         gamma = min(s_churn / (len(self.sigmas) - 1), math.sqrt(2) - 1) if s_tmin <= sigma <= s_tmax else 0.0
-        raised = sigma * np.float32(gamma + 1)
-        if gamma > 0:
-            x = x + np.float32(s_noise) * draw(model_output, generator) * np.sqrt(raised**2 - sigma**2)
+        x, raised = churned(x, sigma, gamma, s_noise, model_output, generator)
         kind = self.config.prediction_type
         x0 = to_x0_exploding(kind, out, x, raised if kind == "epsilon" else sigma)
         self._step_index = at + 1

@@ -16,18 +16,67 @@ from ..errors import InputError
 from . import schedules
 from .base import Generators, Step, Timestep
 from .ddim import DDIMScheduler, clipped
-from .discrete import DiscreteScheduler, draw, stepped, working
+from .discrete import DiscreteScheduler
 from .parameterization import Array, to_x0
+from .steps import draw, stepped, working
 
 _SIGMA_DATA = np.float32(0.5)
 
 
-class LCMScheduler(DiscreteScheduler):
-    """diffusers' `LCMScheduler`. Its timesteps are some of those that the model was distilled at, so that
-    `timestep_spacing` and `steps_offset` do not act."""
+class DistilledScheduler(DiscreteScheduler):
+    """For models that were distilled at a few timesteps: a run takes some of those, so that `timestep_spacing` and
+    `steps_offset` do not act."""
 
     compatibles: ClassVar[tuple[str, ...]] = ()
     custom_schedules: ClassVar[tuple[str, ...]] = ("timesteps",)
+    every_timestep: ClassVar[bool] = False  # whether a given `original_inference_steps` opens all timesteps of training
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        *,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
+        original_inference_steps: int | None = None,
+        strength: float = 1.0,
+    ) -> None:
+        """As everywhere; `original_inference_steps` replaces the config's, `strength` cuts the schedule's noisy end off."""
+        given = original_inference_steps is not None
+        original = original_inference_steps if given else self.config.original_inference_steps
+        self._original = schedules.check_steps(original, self.config.num_train_timesteps, "original_inference_steps")
+        self._every = given and self.every_timestep
+        if not 0 < strength <= 1:
+            raise InputError(f"strength must be above 0 and at most 1, not {strength!r}")
+        self._strength = strength
+        super().set_timesteps(num_inference_steps, timesteps=timesteps, sigmas=sigmas, mu=mu)
+
+    def _schedule(self, steps: int) -> None:
+        train = self.config.num_train_timesteps
+        stride = train // self._original
+        distilled = (np.arange(1, int(self._original * self._strength) + 1) * stride - 1)[::-1]
+        if self._every:
+            distilled = np.arange(int(train * self._strength))[::-1]
+        if steps > min(len(distilled), self._original):
+            raise InputError(
+                f"{steps} steps are more than the {min(len(distilled), self._original)} timesteps that original_inference_steps="
+                f"{self._original} and strength={self._strength} leave; take fewer steps"
+            )
+        evenly = np.linspace(0, len(distilled), steps, endpoint=False)
+        self._use_whole_timesteps(distilled[np.floor(evenly).astype(np.int64)])
+
+    def _schedule_along(self, name: str, values: NDArray[np.float64]) -> None:  # noqa: ARG002  # timesteps only
+        whole = self._falling(values)
+        cut = len(whole) - min(int(len(whole) * self._strength), len(whole))
+        if cut == len(whole):
+            raise InputError(f"strength={self._strength} leaves none of the {len(whole)} timesteps")
+        self._use_whole_timesteps(whole[cut:])
+        self.num_inference_steps = len(whole)  # with noise after the last step of a cut schedule: as in diffusers
+
+
+class LCMScheduler(DistilledScheduler):
+    """diffusers' `LCMScheduler`."""
+
     defaults: ClassVar[dict[str, Any]] = DDIMScheduler.defaults | {
         "beta_start": 0.00085,
         "beta_end": 0.012,
@@ -36,25 +85,6 @@ class LCMScheduler(DiscreteScheduler):
         "original_inference_steps": 50,
         "timestep_scaling": 10.0,
     }
-
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        *,
-        timesteps: Sequence[float] | None = None,
-        sigmas: Sequence[float] | None = None,
-        original_inference_steps: int | None = None,
-        strength: float = 1.0,
-    ) -> None:
-        """As everywhere; `original_inference_steps` replaces the config's, `strength` cuts the schedule's noisy end off."""
-        original = (
-            original_inference_steps if original_inference_steps is not None else self.config.original_inference_steps
-        )
-        self._original = schedules.check_steps(original, self.config.num_train_timesteps, "original_inference_steps")
-        if not 0 < strength <= 1:
-            raise InputError(f"strength must be above 0 and at most 1, not {strength!r}")
-        self._strength = strength
-        super().set_timesteps(num_inference_steps, timesteps=timesteps, sigmas=sigmas)
 
     def step(
         self,
@@ -79,22 +109,3 @@ class LCMScheduler(DiscreteScheduler):
             prev = np.sqrt(bar_prev) * denoised + np.sqrt(1 - bar_prev) * draw(model_output, generator)
         self._step_index = at + 1
         return stepped(prev, denoised, model_output)
-
-    def _schedule(self, steps: int) -> None:
-        stride = self.config.num_train_timesteps // self._original
-        distilled = (np.arange(1, int(self._original * self._strength) + 1) * stride - 1)[::-1]
-        if steps > len(distilled):
-            raise InputError(
-                f"{steps} steps are more than the {len(distilled)} timesteps that original_inference_steps="
-                f"{self._original} and strength={self._strength} leave; take fewer steps"
-            )
-        evenly = np.linspace(0, len(distilled), steps, endpoint=False)
-        self._use_whole_timesteps(distilled[np.floor(evenly).astype(np.int64)])
-
-    def _schedule_along(self, name: str, values: NDArray[np.float64]) -> None:  # noqa: ARG002  # timesteps only
-        whole = self._falling(values)
-        cut = len(whole) - min(int(len(whole) * self._strength), len(whole))
-        if cut == len(whole):
-            raise InputError(f"strength={self._strength} leaves none of the {len(whole)} timesteps")
-        self._use_whole_timesteps(whole[cut:])
-        self.num_inference_steps = len(whole)  # with noise after the last step of a cut schedule: as in diffusers

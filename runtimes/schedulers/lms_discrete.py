@@ -1,7 +1,7 @@
 """Linear multistep: x_next = x + sum over j of d_j times the integral of the j-th Lagrange polynomial from s to s_next.
 
 d = (x - x0) / s at the last four noise levels; Adams & Bashforth's method on uneven steps, from Crowson's k-diffusion
-(`sample_lms`). The integrals of cubics are exact here (Gauss-Legendre, two points); diffusers takes them from SciPy.
+(`sample_lms`). The integrals of cubics are exact here (Gauss-Legendre); diffusers takes them from SciPy.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import numpy as np
 
 from . import schedules
 from .base import Generators, Step, Timestep
-from .discrete import DiscreteScheduler, stepped, working
+from .discrete import DiscreteScheduler
 from .parameterization import Array, to_x0_exploding
+from .steps import stepped, working
 
 MOST = 4
-_NODES = np.array([-1.0, 1.0]) / np.sqrt(3.0)
 
 
 class LMSDiscreteScheduler(DiscreteScheduler):
@@ -56,7 +56,8 @@ class LMSDiscreteScheduler(DiscreteScheduler):
         self._slopes.appendleft((x - x0) / self.sigmas[at])
         # In a run entered half-way there are fewer slopes than levels at first, and the last weights go unused: as in
         # diffusers.
-        weights = lms_weights(self.sigmas, at, min(at + 1, MOST))
+        levels = self.sigmas[max(at + 1 - MOST, 0) : at + 1][::-1]
+        weights = schedules.lagrange_weights(levels, self.sigmas[at], self.sigmas[at + 1]).astype(np.float32)
         prev = x + sum(weight * slope for weight, slope in zip(weights, self._slopes, strict=False))
         self._step_index = at + 1
         return stepped(prev, x0, model_output)
@@ -80,15 +81,3 @@ class LMSDiscreteScheduler(DiscreteScheduler):
         self.timesteps = timesteps.astype(np.float32)
         self.sigmas = np.append(sigmas, 0).astype(np.float32)
         self.num_inference_steps = steps
-
-
-def lms_weights(sigmas: Array, at: int, order: int) -> list[np.float32]:
-    """Weights of the slopes at `sigmas[at]`, `sigmas[at - 1]` …, newest first, for the step to `sigmas[at + 1]`."""
-    levels = sigmas[at - order + 1 : at + 1][::-1].astype(np.float64)
-    half, middle = (sigmas[at + 1] - levels[0]) / 2, (sigmas[at + 1] + levels[0]) / 2
-    nodes = middle + half * _NODES
-    weights = []
-    for j, level in enumerate(levels):
-        others = np.delete(levels, j)
-        weights.append(np.float32(half * np.prod((nodes[:, None] - others) / (level - others), axis=1).sum()))
-    return weights

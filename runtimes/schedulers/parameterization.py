@@ -1,11 +1,12 @@
 """What a model's output means: from noise, sample or velocity to the finished sample x0 and the noise.
 
-Everything here follows from x = alpha x0 + sigma eps and v = alpha eps - sigma x0 (Salimans & Ho 2022).
+Everything here follows from x = alpha x0 + sigma eps and v = alpha eps - sigma x0 (Salimans & Ho 2022); a flow's
+velocity is eps - x0, with alpha = 1 - sigma (Liu, Gong & Liu 2022, "Flow Straight and Fast").
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from .schedules import log
 
 Array = NDArray[Any]
 Ratio = np.floating[Any] | Array
+Space = Literal["exploding", "preserving", "flow"]
 
 
 def to_x0(kind: str, output: Array, x: Array, alpha: Ratio, sigma: Ratio) -> Array:
@@ -23,6 +25,8 @@ def to_x0(kind: str, output: Array, x: Array, alpha: Ratio, sigma: Ratio) -> Arr
             return (x - sigma * output) / alpha
     if kind == "v_prediction":
         return alpha * x - sigma * output
+    if kind == "flow_prediction":
+        return x - sigma * output
     return output
 
 
@@ -32,6 +36,8 @@ def to_noise(kind: str, output: Array, x: Array, alpha: Ratio, sigma: Ratio) -> 
         return (x - alpha * output) / sigma
     if kind == "v_prediction":
         return alpha * output + sigma * x
+    if kind == "flow_prediction":
+        return x + alpha * output
     return output
 
 
@@ -44,8 +50,20 @@ def to_x0_exploding(kind: str, output: Array, x: Array, sigma: Ratio) -> Array:
     return output
 
 
-def alpha_sigma(sigma: Ratio) -> tuple[Any, Any]:
-    """alpha and sigma of x = alpha x0 + sigma eps, of unit variance, from the ratio sigma / alpha."""
+def to_x0_preconditioned(kind: str, output: Array, x: Array, sigma: Ratio, sigma_data: float) -> Array:
+    """As `to_x0_exploding`, for a network inside a skip connection: c_skip x + c_out F (Karras et al. 2022, table 1)."""
+    data = np.float32(sigma_data)
+    variance = sigma**2 + data**2
+    skip, scale = data**2 / variance, sigma * data / np.sqrt(variance)
+    return skip * x + (-scale if kind == "v_prediction" else scale) * output
+
+
+def alpha_sigma(sigma: Ratio, space: Space = "preserving") -> tuple[Any, Any]:
+    """alpha and sigma of x = alpha x0 + sigma eps: of unit variance from the ratio sigma / alpha, or as `space` says."""
+    if space == "exploding":
+        return np.ones_like(sigma), sigma
+    if space == "flow":
+        return 1 - sigma, sigma
     alpha = 1 / np.sqrt(sigma**2 + 1)
     return alpha, sigma * alpha
 
@@ -58,10 +76,25 @@ class Level(NamedTuple):
     log_snr: Any  # lambda = ln(alpha / sigma); infinite where sigma is 0
 
 
-def level(ratio: np.floating[Any]) -> Level:
-    """The level with sigma / alpha = `ratio`."""
-    alpha, sigma = alpha_sigma(ratio)
+def level(sigma: np.floating[Any], space: Space = "preserving") -> Level:
+    """The level that a scheduler of this space calls `sigma`."""
+    alpha, sigma = alpha_sigma(sigma, space)
     return Level(alpha, sigma, log(alpha) - log(sigma))
+
+
+def predictions(
+    config: Any, output: Array, x: Array, now: Level, *, data: bool, bounded: bool = False
+) -> tuple[Array, Array]:
+    """What a solver expands, the finished sample (`data`) or the noise; and the finished sample.
+
+    `bounded` keeps the finished sample in its range by the config's dynamic thresholding.
+    """
+    kind = config.prediction_type
+    x0 = to_x0(kind, output, x, now.alpha, now.sigma)
+    if bounded:
+        x0 = output = threshold(x0, config.dynamic_thresholding_ratio, config.sample_max_value)
+        kind = "sample"
+    return (x0 if data else to_noise(kind, output, x, now.alpha, now.sigma)), x0
 
 
 def threshold(x0: Array, ratio: float, most: float) -> Array:

@@ -13,8 +13,9 @@ import numpy as np
 
 from ..errors import InputError
 from .base import Generators, Step, Timestep
-from .discrete import DiscreteScheduler, stepped, working
+from .discrete import DiscreteScheduler
 from .parameterization import Array, to_noise, to_x0
+from .steps import stepped, working
 
 # weights of the noises so far, newest first: Adams & Bashforth's methods of orders 1 to 4
 _ADAMS = tuple(

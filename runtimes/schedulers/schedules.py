@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,17 +54,18 @@ def expm1(values: np.floating[Any]) -> Any:
 
 def betas(config: Config) -> Floats:
     """The variances of the forward process, (num_train_timesteps,), as a config describes them."""
-    count, start, end = config.num_train_timesteps, config.beta_start, config.beta_end
-    if config.trained_betas is not None:
+    count = config.num_train_timesteps
+    if config.get("trained_betas") is not None:
         return np.asarray(config.trained_betas, dtype=np.float32)
+    if config.beta_schedule in _ALPHA_BARS:
+        return _betas_for(_ALPHA_BARS[config.beta_schedule], count)
+    start, end = config.beta_start, config.beta_end
     if config.beta_schedule == "scaled_linear":
         roots = linspace(start**0.5, end**0.5, count)
         return roots * roots
     if config.beta_schedule == "sigmoid":  # GeoDiff (Xu et al. 2022)
         sigmoid = (1 / (1 + np.exp(-linspace(-6, 6, count).astype(np.float64)))).astype(np.float32)
         return sigmoid * np.float32(end - start) + np.float32(start)
-    if config.beta_schedule in _ALPHA_BARS:
-        return _betas_for(_ALPHA_BARS[config.beta_schedule], count)
     return linspace(start, end, count)
 
 
@@ -77,8 +78,16 @@ def _laplace(t: float) -> float:
     return math.sqrt(snr / (1 + snr))
 
 
-# alpha-bar as a function of time in 0..1: Nichol & Dhariwal 2021; Hang et al. 2024
-_ALPHA_BARS: dict[str, Callable[[float], float]] = {"squaredcos_cap_v2": _cosine, "laplace": _laplace}
+def _exponential(t: float) -> float:
+    return math.exp(-12 * t)
+
+
+# alpha-bar as a function of time in 0..1: Nichol & Dhariwal 2021; Hang et al. 2024; of the third no paper is named
+_ALPHA_BARS: dict[str, Callable[[float], float]] = {
+    "squaredcos_cap_v2": _cosine,
+    "laplace": _laplace,
+    "exp": _exponential,
+}
 
 
 def _betas_for(alpha_bar: Callable[[float], float], count: int, most: float = 0.999) -> Floats:
@@ -180,6 +189,57 @@ def respaced(config: Config, sigmas: Array, steps: int) -> NDArray[np.float64] |
     if config.use_exponential_sigmas:
         return exponential(high, low, steps)
     return beta_spaced(high, low, steps) if config.use_beta_sigmas else None
+
+
+def follow(
+    config: Config,
+    bars: Floats,
+    timesteps: Array,
+    steps: int,
+    *,
+    ends: Literal["run", "training"],
+    rounded: bool = False,
+) -> tuple[Array, Array]:
+    """Timesteps and noise levels of a run along `timesteps`, or of the levels that the config's rule lays instead.
+
+    A rule lays them between the `ends` of this run or of all training; `rounded` takes whole timesteps for such levels.
+    """
+    table = sigmas_of(bars)
+    sigmas = np.interp(timesteps, np.arange(len(table)), table)
+    laid = respaced(config, sigmas if ends == "run" else table[::-1], steps)
+    if laid is None:
+        return timesteps, sigmas
+    places = timesteps_of(laid, np.log(table))
+    return (places.round() if rounded else places), laid
+
+
+def usable(bars: Floats, least: float) -> int:
+    """How many training timesteps have a lambda of at least `least`: the cosine schedule's last have next to no signal."""
+    log_snr = log(np.sqrt(bars)) - log(np.sqrt(1 - bars))
+    count = len(bars) - int(np.searchsorted(log_snr[::-1], least))
+    if count < 1:
+        raise InputError(f"lambda_min_clipped={least} leaves no timestep")
+    return count
+
+
+def twice(values: Array) -> Array:
+    """All but the first repeated, for schedulers that call the model at both ends of a step."""
+    return np.concatenate([values[:1], np.repeat(values[1:], 2)])
+
+
+def lagrange_weights(points: Array, start: Any, end: Any, rate: float = 0.0) -> NDArray[np.float64]:
+    """The integral of exp(rate (u - end)) l(u) from `start` to `end` for each Lagrange polynomial l of `points`.
+
+    Gauss and Legendre's quadrature on 16 nodes: exact for the polynomials, and to double precision with the factor.
+    """
+    points, start, end = points.astype(np.float64), np.float64(start), np.float64(end)
+    nodes, shares = np.polynomial.legendre.leggauss(16)
+    u = (end + start) / 2 + (end - start) / 2 * nodes
+    shares = shares * (end - start) / 2 * np.exp(rate * (u - end))
+    others = [np.delete(points, k) for k in range(len(points))]
+    bases = [np.prod((u[:, None] - rest) / (point - rest), axis=1) for point, rest in zip(points, others, strict=True)]
+    weights: NDArray[np.float64] = np.array(bases) @ shares
+    return weights
 
 
 def check_steps(steps: Any, most: int, name: str = "num_inference_steps") -> int:

@@ -12,18 +12,25 @@ from collections import deque
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import InputError
-from . import schedules
+from . import flow, schedules
 from .base import Generators, Step, Timestep
-from .discrete import DiscreteScheduler, stepped, working
-from .parameterization import Array, Level, level, threshold, to_noise, to_x0
+from .discrete import DiscreteScheduler
+from .multistep import PREDICTIONS, check_flow
+from .parameterization import Array, predictions
+from .steps import stepped, working
+
+_NEAR_ONE = 1e-6
 
 
 class UniPCMultistepScheduler(DiscreteScheduler):
-    """diffusers' `UniPCMultistepScheduler`, but for flow matching and `solver_p`."""
+    """diffusers' `UniPCMultistepScheduler`, but for `solver_p`. `sigmas` are for flow matching, given before the shift."""
 
     space = "preserving"
+    mu_may_idle = True
+    custom_schedules: ClassVar[tuple[str, ...]] = ("sigmas",)
     defaults: ClassVar[dict[str, Any]] = {
         "num_train_timesteps": 1000,
         "beta_start": 0.0001,
@@ -55,7 +62,7 @@ class UniPCMultistepScheduler(DiscreteScheduler):
         "sigma_max": None,
         "shift_terminal": None,
     }
-    choices: ClassVar[dict[str, tuple[Any, ...]]] = {"solver_type": ("bh1", "bh2")}
+    choices: ClassVar[dict[str, tuple[Any, ...]]] = {"solver_type": ("bh1", "bh2"), "prediction_type": PREDICTIONS}
     aliases: ClassVar[dict[str, dict[Any, Any]]] = {
         "solver_type": {"midpoint": "bh2", "heun": "bh2", "logrho": "bh2"}  # other classes' solvers
     }
@@ -76,7 +83,9 @@ class UniPCMultistepScheduler(DiscreteScheduler):
         """From the sample (batch, ...) at a timestep to the next."""
         out, x = working(model_output, sample)
         steps, at = self._steps, self._index(timestep)
-        predicted, x0 = self._predict(out, x, level(self.sigmas[at]))
+        data = self.config.predict_x0
+        bounded = data and self.config.thresholding
+        predicted, x0 = predictions(self.config, out, x, self._level(at), data=data, bounded=bounded)
         if at > 0 and self._last is not None and at - 1 not in self.config.disable_corrector:
             x = self._update(self._last, at - 1, self._last_order, predicted)
         earlier, self._predicted = len(self._predicted), deque([*self._predicted, predicted], self.config.solver_order)
@@ -84,19 +93,9 @@ class UniPCMultistepScheduler(DiscreteScheduler):
         self._last, self._last_order, self._step_index = x, min(most, earlier + 1), at + 1
         return stepped(self._update(x, at, self._last_order), x0, model_output)
 
-    def _predict(self, out: Array, x: Array, now: Level) -> tuple[Array, Array]:
-        """What the solver expands, finished sample or noise; and the finished sample."""
-        kind = self.config.prediction_type
-        x0 = to_x0(kind, out, x, now.alpha, now.sigma)
-        if not self.config.predict_x0:
-            return to_noise(kind, out, x, now.alpha, now.sigma), x0
-        if self.config.thresholding:
-            x0 = threshold(x0, self.config.dynamic_thresholding_ratio, self.config.sample_max_value)
-        return x0, x0
-
     def _update(self, x: Array, at: int, order: int, corrected_by: Array | None = None) -> Array:
         """The step from place `at` to the next: UniP, or UniC when the prediction at its end is known."""
-        target, now = level(self.sigmas[at + 1]), level(self.sigmas[at])
+        target, now = self._level(at + 1), self._level(at)
         h = target.log_snr - now.log_snr
         order = order if h else 1  # a last step of no length (Karras sigmas down to sigma_min) has no differences
         g = -h if self.config.predict_x0 else h
@@ -105,7 +104,7 @@ class UniPCMultistepScheduler(DiscreteScheduler):
         kept = target.sigma / now.sigma if data else target.alpha / now.alpha
         scale = target.alpha if data else target.sigma
         newest, *older = reversed(self._predicted)
-        ratios = [(level(self.sigmas[at - k]).log_snr - now.log_snr) / h for k in range(1, order)]
+        ratios = [(self._level(at - k).log_snr - now.log_snr) / h for k in range(1, order)]
         differences = [(prediction - newest) / ratio for prediction, ratio in zip(older, ratios, strict=False)]
         if corrected_by is not None:
             differences.append(corrected_by - newest)
@@ -120,6 +119,9 @@ class UniPCMultistepScheduler(DiscreteScheduler):
 
     def _check_options(self) -> None:
         config = self.config
+        check_flow(config, data=config.predict_x0, rules=("use_exponential_sigmas", "use_beta_sigmas"))
+        if config.shift_terminal is not None and not config.use_flow_sigmas:
+            raise InputError(f"shift_terminal={config.shift_terminal!r} needs use_flow_sigmas=True")
         if not config.predict_x0 and config.final_sigmas_type == "zero":
             raise InputError("predict_x0=False cannot end at final_sigmas_type='zero'; 'sigma_min' would do")
         if config.solver_order > 1 and not config.lower_order_final and config.final_sigmas_type == "zero":
@@ -135,15 +137,34 @@ class UniPCMultistepScheduler(DiscreteScheduler):
         self._last_order = 0
 
     def _schedule(self, steps: int) -> None:
-        table = schedules.sigmas_of(self.alphas_cumprod)
-        respaced = schedules.respaced(self.config, table[::-1], steps)
-        timesteps: Array = self._spaced(steps, extra=1)
-        sigmas = np.interp(timesteps, np.arange(len(table)), table) if respaced is None else respaced
-        if respaced is not None:
-            timesteps = schedules.timesteps_of(respaced, np.log(table))
-        if self.config.use_karras_sigmas:
-            timesteps = timesteps.round()
-        lowest = table[0] if respaced is None else respaced[-1]
+        config, bars = self.config, self.alphas_cumprod
+        if config.use_flow_sigmas:
+            return self._flow(steps)
+        timesteps, sigmas = schedules.follow(
+            config, bars, self._spaced(steps, extra=1), steps, ends="training", rounded=config.use_karras_sigmas
+        )
+        laid = config.use_karras_sigmas or config.use_exponential_sigmas or config.use_beta_sigmas
+        return self._use(timesteps, sigmas, sigmas[-1] if laid else schedules.sigmas_of(bars[:1])[0])
+
+    def _schedule_along(self, name: str, values: NDArray[np.float64]) -> None:
+        if not self.config.use_flow_sigmas or self.config.use_karras_sigmas:
+            raise InputError(f"{name} can be given with use_flow_sigmas=True alone, without use_karras_sigmas")
+        self._flow(len(values), values)
+
+    def _flow(self, steps: int, given: NDArray[np.float64] | None = None) -> None:
+        config, train = self.config, self.config.num_train_timesteps
+        if config.use_karras_sigmas:
+            # laid between the ends of training, as ratios sigma / alpha, which then become a flow's levels
+            ratios: Any = schedules.respaced(config, schedules.sigmas_of(self.alphas_cumprod)[::-1], steps)
+            sigmas: Array = ratios / (ratios + 1)
+        else:
+            even = np.linspace(1, 1 / train, steps + 1)[:-1] if given is None else given
+            sigmas = flow.moved(config, even, config.flow_shift, self._mu)
+            if abs(sigmas[0] - 1) < _NEAR_ONE:  # where alpha is 0, its logarithm is not finite
+                sigmas = np.append(sigmas[0] - _NEAR_ONE, sigmas[1:])
+        self._use(sigmas * train, sigmas, sigmas[-1])
+
+    def _use(self, timesteps: Array, sigmas: Array, lowest: Any) -> None:
         final = lowest if self.config.final_sigmas_type == "sigma_min" else 0
         self.timesteps, self.num_inference_steps = timesteps.astype(np.int64), len(timesteps)
         self.sigmas = np.append(sigmas, final).astype(np.float32)
