@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .captions import ATTRIBUTES, COLOURS, PLACES, RADII, SHAPES, Scene, all_scenes, parse, split
+from .captions import ATTRIBUTES, COLOURS, NEW_SHAPES, PLACES, RADII, SHAPES, Scene, all_scenes, parse, split
 from .check import measure, score
 from .draw import SIZE, draw
 
 MODEL_DIR = Path(__file__).parent / "model"
 """The checkpoint, a diffusers `StableDiffusionPipeline` folder."""
+LORA_DIR = Path(__file__).parent / "loras"
+"""LoRAs for it, in diffusers' own format: `heart.safetensors` is a shape that it was not trained on."""
 
 __all__ = [
-    "ATTRIBUTES", "COLOURS", "MODEL_DIR", "PLACES", "RADII", "SHAPES", "SIZE",
+    "ATTRIBUTES", "COLOURS", "LORA_DIR", "MODEL_DIR", "NEW_SHAPES", "PLACES", "RADII", "SHAPES", "SIZE",
     "Scene", "all_scenes", "draw", "measure", "parse", "score", "split",
 ]  # fmt: skip

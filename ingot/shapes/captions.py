@@ -20,6 +20,8 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "black": (26, 26, 30),
 }
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
+NEW_SHAPES = ("heart",)
+"""What the model itself does not know, and learns by the LoRA of this name in `LORA_DIR`."""
 RADII: dict[str, float] = {"small": 9.0, "medium": 13.5, "large": 19.0}  # pixels of a 64 px picture
 PLACES: dict[str, tuple[int, int]] = {
     "centre": (0, 0),

@@ -17,12 +17,12 @@ _MIN_OVERLAP = 0.6  # intersection over union under which a blob is no shape at 
 _MIN_CONTRAST = 40.0  # RGB distance of shape and background
 
 
-def measure(picture: ArrayLike) -> dict[str, str | None]:
+def measure(picture: ArrayLike, shapes: Sequence[str] = SHAPES) -> dict[str, str | None]:
     """The five attributes of a picture, (64, 64, 3) uint8 or anything that NumPy reads as that; None: not to be told.
 
     The background is the border's median colour, the shape's colour the median of what differs most from it. Their
     difference gives each pixel's coverage; the shape is the one whose drawing, at the same centroid and area, overlaps
-    that coverage best.
+    that coverage best. `shapes` are those to tell apart.
     """
     pixels = np.asarray(picture, dtype=np.float32)
     if pixels.shape != (SIZE, SIZE, 3):
@@ -44,7 +44,7 @@ def measure(picture: ArrayLike) -> dict[str, str | None]:
     found["place"] = min(
         PLACES, key=lambda p: (x - SIZE / 2 - PLACES[p][0] * OFFSET) ** 2 + (y - SIZE / 2 - PLACES[p][1] * OFFSET) ** 2
     )
-    overlaps = {shape: _overlap(mask, shape, area, x, y) for shape in SHAPES}
+    overlaps = {shape: _overlap(mask, shape, area, x, y) for shape in shapes}
     best = max(overlaps, key=lambda shape: overlaps[shape])
     if overlaps[best] >= _MIN_OVERLAP:
         radius = float(np.sqrt(area / _unit_area(best)))
@@ -53,12 +53,15 @@ def measure(picture: ArrayLike) -> dict[str, str | None]:
     return found
 
 
-def score(captions: Sequence[str | Scene], pictures: Iterable[Any]) -> dict[str, float]:
-    """The share of pictures, 0 to 1, that show what their captions say: one figure an attribute, and `all`."""
+def score(captions: Sequence[str | Scene], pictures: Iterable[Any], shapes: Sequence[str] = SHAPES) -> dict[str, float]:
+    """The share of pictures, 0 to 1, that show what their captions say: one figure an attribute, and `all`.
+
+    Captions with words that the model does not know come as scenes, and `shapes` has theirs too.
+    """
     right: dict[str, list[bool]] = {name: [] for name in (*ATTRIBUTES, "all")}
     for caption, picture in zip(captions, pictures, strict=True):
         scene = parse(caption) if isinstance(caption, str) else caption
-        found = measure(picture)
+        found = measure(picture, shapes)
         hits = {name: found[name] == getattr(scene, name) for name in ATTRIBUTES}
         for name, hit in {**hits, "all": all(hits.values())}.items():
             right[name].append(hit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,8 @@ def outline(shape: str, radius: float, turn: float) -> list[tuple[float, float]]
             for k in (0, math.pi / 2, math.pi, 3 * math.pi / 2)
             for x, y in quarter
         ]
+    elif shape == "heart":
+        points = [(radius * x, radius * y) for x, y in _heart()]
     else:
         corners, first = {"square": (4, math.pi / 4), "triangle": (3, -math.pi / 2), "star": (10, -math.pi / 2)}[shape]
         points = [
@@ -37,6 +40,19 @@ def outline(shape: str, radius: float, turn: float) -> list[tuple[float, float]]
         ]
     c, s = math.cos(turn), math.sin(turn)
     return [(x * c - y * s, x * s + y * c) for x, y in points]
+
+
+@cache
+def _heart() -> tuple[tuple[float, float], ...]:
+    """Corners of the heart curve x = 16 sin^3 t, y = 13 cos t - 5 cos 2t - 2 cos 3t - cos 4t, its centroid moved to the
+    origin and its height to 2."""
+    t = np.linspace(0, 2 * np.pi, 48, endpoint=False)
+    x = np.sin(t) ** 3 * 16
+    y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
+    cross = x * np.roll(y, -1) - np.roll(x, -1) * y
+    middle = float(((y + np.roll(y, -1)) * cross).sum() / (3 * cross.sum()))  # of a polygon's area
+    half = float(np.ptp(y)) / 2
+    return tuple((float(a) / half, (float(b) - middle) / half) for a, b in zip(x, y, strict=True))
 
 
 def coverage(shape: str, radius: float, x: float, y: float, turn: float = 0.0) -> NDArray[np.float32]:

@@ -175,22 +175,21 @@ def _both_float(a: np.dtype[Any], b: np.dtype[Any]) -> bool:
 def run_in_batches(graph: Engine, inputs: Mapping[str, NDArray[Any]], most: int | None = None) -> Arrays:
     """Run a batch in parts: of the size that a static graph fixes, else of at most `most` and what the engine takes.
 
-    Inputs as long as the first one are split along axis 0, others (a scalar timestep) go to every part. A short last part
-    is filled up with its last row where the graph wants a fixed size, and what that adds is cut off again.
+    Inputs as long as the first one are split along axis 0, others go to every part: a scalar timestep, and what has a length
+    that the graph fixes whatever the batch is. A short last part is filled up with its last row where the graph wants a fixed
+    size, and what that adds is cut off again.
     """
     first = graph.signature.inputs[0]
     total = len(inputs[first.name])
     size, pad = _part(graph, total, most)
     if total == size:
         return graph.run(inputs)
+    whole = {spec.name for spec in graph.signature.inputs if spec.shape[:1] == (total,)}  # a part's length is another
+    rowwise = {name for name, array in inputs.items() if np.shape(array)[:1] == (total,)} - whole
     parts = []
     for start in range(0, total, size):
         rows = np.minimum(np.arange(start, start + size if pad else min(start + size, total)), total - 1)
-        parts.append(
-            graph.run(
-                {name: array[rows] if np.shape(array)[:1] == (total,) else array for name, array in inputs.items()}
-            )
-        )
+        parts.append(graph.run({name: array[rows] if name in rowwise else array for name, array in inputs.items()}))
     return {name: np.concatenate([part[name] for part in parts])[:total] for name in parts[0]}
 
 

@@ -15,6 +15,7 @@ import operator
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from ..errors import EngineError
 from ._torch_archive import DTYPES, Archive
 from ._torch_checked import checked
 from ._torch_operators import ALLOWED
+from ._weights import Change
 
 SCHEMA = 8  # the major number of torch/_export/serde/schema.py; torch 2.13 writes 8.20, others were not tried
 LAYOUTS = {7: torch.strided}
@@ -45,10 +47,17 @@ PLAIN: dict[str, tuple[type, ...]] = {
 NOT_FINITE = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}  # JSON has no such numbers
 
 
-def read_program(archive: Archive, *, device: str = "cpu", no_float64: bool = False) -> GraphModule:
+def read_program(
+    archive: Archive,
+    *,
+    device: str = "cpu",
+    no_float64: bool = False,
+    changes: Mapping[str, Change] = MappingProxyType({}),
+) -> GraphModule:
     """The program as a module on a device, taking and giving tensors in the program's own order.
 
-    Weights are those of the mapped file on the CPU, copies elsewhere. `no_float64` makes float32 of every float64, for
+    Weights are those of the mapped file on the CPU, copies elsewhere, and new ones where `changes`, by the checkpoint's
+    names, make others of them. `no_float64` makes float32 of every float64, for
     devices without it. Raises EngineError for an archive that holds anything but ATen operators and tensors.
     """
     program = archive.json("models/model.json")
@@ -58,9 +67,32 @@ def read_program(archive: Archive, *, device: str = "cpu", no_float64: bool = Fa
             raise EngineError(
                 f"{archive.file} has version {version} of torch's export schema, Ingot reads {SCHEMA}: export again"
             )
-        return _Reader(archive.file, device, no_float64).module(program["graph_module"], archive.tensors())
+        tensors = archive.tensors()
+        tensors |= {
+            name: _changed(tensors[name], changes[_parameter(name)]) for name in tensors if _parameter(name) in changes
+        }
+        return _Reader(archive.file, device, no_float64).module(program["graph_module"], tensors)
     except (KeyError, TypeError, IndexError, AttributeError, ValueError, RecursionError) as error:
         raise EngineError(f"{archive.file} is not a program as torch.export writes it: {error!r}") from error
+
+
+def float_weights(archive: Archive) -> dict[str, tuple[int, ...]]:
+    """The shapes of a program's float weights, by the checkpoint's names."""
+    return {
+        _parameter(name): tuple(tensor.shape)
+        for name, tensor in archive.tensors().items()
+        if tensor.is_floating_point()
+    }
+
+
+def _parameter(name: str) -> str:
+    """What the checkpoint calls a weight: exporters.component's FlatModule puts `source.` before it."""
+    return name.removeprefix("source.")
+
+
+def _changed(tensor: Tensor, change: Change) -> Tensor:
+    """A weight after a change, in its own dtype: NumPy has no bfloat16, so the last rounding is torch's."""
+    return torch.from_numpy(change(tensor.float().numpy())).to(tensor.dtype)
 
 
 def integer_product(first: Tensor, second: Tensor) -> Tensor:

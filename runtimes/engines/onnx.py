@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -19,7 +18,9 @@ from ..errors import EngineError, InputError
 from ..signature import Signature
 from . import Arrays, fit
 from ._onnx_providers import HOW_TO_GET, Provider, devices, providers_for, require
+from ._onnx_session import Origin, open_session
 from ._sizes import resized
+from ._weights import Change
 
 __all__ = ["PARITY_OPTIONS", "OnnxEngine", "devices", "open_graph", "report"]
 
@@ -51,8 +52,11 @@ class OnnxEngine:
         *,
         io_binding: tuple[str, int] | None = None,
         cuda_graph: bool = False,
+        origin: Origin | None = None,
     ) -> None:
         self.session: Any = session
+        self.changed = False
+        self._origin = origin
         self.signature = signature
         self._outputs = [spec.name for spec in signature.outputs]
         self._place = io_binding
@@ -85,6 +89,29 @@ class OnnxEngine:
         with self._lock:
             self._bound.clear()
             self.session = None
+
+    def weights(self) -> dict[str, tuple[int, ...]]:
+        """The float weights by the checkpoint's names, with its shapes."""
+        return {name: stored[0].shape for name, stored in self._reopened().weights().items()}
+
+    def with_weights(self, changes: Mapping[str, Change]) -> Callable[[], None]:
+        """Open the file again with these weights changed; what is returned puts the new session in place."""
+        session = self._reopened().session(changes)
+
+        def take_effect() -> None:
+            with self._lock:
+                if self.session is not None:
+                    self.session, self.changed = session, bool(changes)
+                    self._bound.clear()
+
+        return take_effect
+
+    def _reopened(self) -> Origin:
+        if self._origin is None or self.session is None:
+            raise EngineError(
+                "the graph was closed, or not opened from a file; open the bundle again to change weights"
+            )
+        return self._origin
 
     def _run_bound(self, session: Any, fed: Arrays, device: str, number: int) -> list[NDArray[Any]]:
         bound = self._buffers(fed, device, number)
@@ -176,17 +203,21 @@ def open_graph(
     if not chosen:
         raise InputError("providers is empty; name at least one, such as CPUExecutionProvider")
     require(chosen)
-    options = session_options or _options(threads, arena)
+    given, fixed = signature, signature
     if sizes and not _is_tensorrt(chosen):
         if session_options is not None:
             raise InputError(
                 "sizes would change the session_options that are given; call its add_free_dimension_override_by_name"
             )
-        signature = _fix(options, signature, sizes)
-    session = _session(file, chosen, options)
-    return OnnxEngine(
-        session, signature, io_binding=place if providers is None or io_binding else None, cuda_graph=cuda_graph
-    )
+        fixed = resized(signature, sizes)
+
+    def options() -> ort.SessionOptions:
+        return _fix(_options(threads, arena), given, fixed)
+
+    origin = Origin(file, chosen, options if session_options is None else None)
+    session = open_session(file, chosen, session_options or options())
+    binding = place if providers is None or io_binding else None
+    return OnnxEngine(session, fixed, io_binding=binding, cuda_graph=cuda_graph, origin=origin)
 
 
 def report() -> dict[str, str]:
@@ -196,33 +227,18 @@ def report() -> dict[str, str]:
     return {"version": ort.__version__, **dict.fromkeys(here, "available"), **missing}
 
 
-def _session(file: Path, chosen: Sequence[Provider], options: ort.SessionOptions) -> ort.InferenceSession:
-    try:
-        # without fallback: a CUDA library that does not load must not turn into a silent run on the CPU
-        session = ort.InferenceSession(os.fspath(file), options, providers=chosen, enable_fallback=0)
-    except Exception as error:  # as in run: no common base class
-        raise EngineError(f"ONNX Runtime {ort.__version__} cannot open {file}: {error}") from error
-    wanted = chosen[0] if isinstance(chosen[0], str) else chosen[0][0]
-    if wanted not in session.get_providers():
-        raise EngineError(
-            f"ONNX Runtime could not start {wanted}; the session has only {', '.join(session.get_providers())}"
-        )
-    return session
-
-
 def _is_tensorrt(chosen: Sequence[Provider]) -> bool:
     first = chosen[0] if isinstance(chosen[0], str) else chosen[0][0]
     return first == "TensorrtExecutionProvider"
 
 
-def _fix(options: ort.SessionOptions, signature: Signature, sizes: Mapping[str, Any]) -> Signature:
-    """Have the session take numbers for the dimensions that `sizes` determines; the signature with them."""
-    fixed = resized(signature, sizes)
+def _fix(options: ort.SessionOptions, signature: Signature, fixed: Signature) -> ort.SessionOptions:
+    """Have the session take numbers for the dimensions that the fixed signature has them for."""
     for named, numbered in zip(signature.inputs, fixed.inputs, strict=True):
         for dim, number in zip(named.shape, numbered.shape, strict=True):
             if isinstance(dim, str) and isinstance(number, int):
                 options.add_free_dimension_override_by_name(dim, number)
-    return fixed
+    return options
 
 
 def _place(device: str | None, io_binding: bool | None) -> tuple[str, int] | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,12 +17,36 @@ from ..errors import EngineError
 from ..signature import Signature
 from . import Arrays, fit
 from ._openvino import configuration, core, plugin, present, resized, take_float_timestep
+from ._openvino_weights import exchange, named_weights
+from ._weights import Change
 
 PARITY_OPTIONS: dict[str, Any] = {"inference_precision": "f32"}
 HOW_TO_GET = {
     "gpu": "an Intel GPU with its OpenCL driver (intel-opencl-icd)",
     "npu": "an Intel NPU with its driver (intel-level-zero-npu)",
 }
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a graph was compiled from, to compile it again: `read` reads the file and fits it to its signature."""
+
+    file: Path
+    device: str
+    settings: Mapping[str, Any]
+    read: Callable[[], ov.Model]
+
+    def compiled(self, changes: Mapping[str, Change]) -> ov.CompiledModel:
+        """The graph, compiled with these weights changed. Raises EngineError."""
+        settings = dict(self.settings)
+        if changes:
+            settings.pop("CACHE_DIR", None)  # what is kept there was compiled from the file's own weights
+        try:
+            model = self.read()
+            exchange(model, changes)
+            return core().compile_model(model, self.device, settings)
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO {ov.__version__} cannot open {self.file} on {self.device}: {error}") from error
 
 
 class OpenVinoEngine:
@@ -32,8 +57,10 @@ class OpenVinoEngine:
     that was bound to an array larger again.
     """
 
-    def __init__(self, compiled: ov.CompiledModel, signature: Signature) -> None:
+    def __init__(self, compiled: ov.CompiledModel, signature: Signature, origin: Origin | None = None) -> None:
         self.signature = signature
+        self.changed = False
+        self._origin = origin
         self._compiled: ov.CompiledModel | None = compiled
         self._idle: list[ov.InferRequest] = []
         self._lock = threading.Lock()
@@ -44,7 +71,7 @@ class OpenVinoEngine:
         fed = fit(self.signature, inputs)
         # shared memory must be contiguous, and OpenVINO asks that it could be written to
         held = {name: np.require(array, requirements=("C", "W")) for name, array in fed.items()}
-        request = self._take()
+        compiled, request = self._take()
         try:
             for name, array in held.items():
                 request.set_tensor(name, ov.Tensor(array, shared_memory=True))
@@ -54,7 +81,7 @@ class OpenVinoEngine:
             raise EngineError(f"OpenVINO could not run the graph on {shapes}: {error}") from error
         finally:
             with self._lock:
-                if self._compiled is not None:
+                if self._compiled is compiled:  # neither closed nor exchanged meanwhile
                     self._idle.append(request)
 
     def close(self) -> None:
@@ -62,6 +89,30 @@ class OpenVinoEngine:
         with self._lock:
             self._compiled = None
             self._idle.clear()
+
+    def weights(self) -> dict[str, tuple[int, ...]]:
+        """The float weights by the checkpoint's names, with its shapes."""
+        model = self._opened_from().read()
+        return {name: tuple(node.get_output_shape(0)) for name, node in named_weights(model).items()}
+
+    def with_weights(self, changes: Mapping[str, Change]) -> Callable[[], None]:
+        """Compile the file again with these weights changed; what is returned puts the new graph in place."""
+        compiled = self._opened_from().compiled(changes)
+
+        def take_effect() -> None:
+            with self._lock:
+                if self._compiled is not None:
+                    self._compiled, self.changed = compiled, bool(changes)
+                    self._idle.clear()
+
+        return take_effect
+
+    def _opened_from(self) -> Origin:
+        if self._origin is None or self._compiled is None:
+            raise EngineError(
+                "the graph was closed, or not opened from a file; open the bundle again to change weights"
+            )
+        return self._origin
 
     def _infer(self, request: ov.InferRequest) -> Arrays:
         names = [spec.name for spec in self.signature.outputs]
@@ -77,11 +128,11 @@ class OpenVinoEngine:
         request.infer()
         return made
 
-    def _take(self) -> ov.InferRequest:
+    def _take(self) -> tuple[ov.CompiledModel, ov.InferRequest]:
         with self._lock:
             if self._compiled is None:
                 raise EngineError("this graph was closed; open it again")
-            return self._idle.pop() if self._idle else self._compiled.create_infer_request()
+            return self._compiled, self._idle.pop() if self._idle else self._compiled.create_infer_request()
 
 
 def open_graph(
@@ -113,15 +164,16 @@ def open_graph(
         cache_dir=cache_dir, keep_float32=bool(stored.get("keep_float32")),
     )  # fmt: skip
     wanted = resized(signature, sizes or {})
-    try:
+
+    def read() -> ov.Model:
         model = core().read_model(file)
         take_float_timestep(model, signature)
         if sizes:
             model.reshape({spec.name: [-1 if isinstance(d, str) else d for d in spec.shape] for spec in wanted.inputs})
-        compiled = core().compile_model(model, name, {**settings, **(properties or {})})
-    except RuntimeError as error:
-        raise EngineError(f"OpenVINO {ov.__version__} cannot open {file} on {name}: {error}") from error
-    return OpenVinoEngine(compiled, wanted)
+        return model
+
+    origin = Origin(file, name, {**settings, **(properties or {})}, read)
+    return OpenVinoEngine(origin.compiled({}), wanted, origin)
 
 
 def devices() -> list[str]:

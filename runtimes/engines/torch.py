@@ -27,9 +27,10 @@ from . import Arrays, fit
 from ._torch_archive import Archive
 from ._torch_attention import slice_attention
 from ._torch_code import Compiled, require_machine, require_trust
-from ._torch_graph import read_program
+from ._torch_graph import float_weights, read_program
 from ._torch_settings import tf32 as tf32_switch
 from ._torch_settings import thread_count
+from ._weights import Change
 
 EXACT = "exact"  # as a device: the CPU, or what the code was compiled for, with whole float32
 PARITY_OPTIONS: dict[str, Any] = {"device": EXACT}
@@ -44,9 +45,16 @@ class TorchEngine:
     a time, the others wait. `throughput` counts its runs, the device's warm-up left out."""
 
     def __init__(
-        self, call: Callable[..., Any], signature: Signature, policy: Policy, held: Iterable[Tensor] = ()
+        self,
+        call: Callable[..., Any],
+        signature: Signature,
+        policy: Policy,
+        held: Iterable[Tensor] = (),
+        file: Path | None = None,
     ) -> None:
         self.signature = signature
+        self.changed = False
+        self._file = file  # of a program, which can be opened again with other weights
         self.policy = policy
         self.most_rows = policy.most_rows
         self.pad = policy.pad
@@ -54,7 +62,7 @@ class TorchEngine:
         self._call: Callable[..., Any] | None = call
         self._lock = threading.Lock() if policy.one_at_a_time else nullcontext()
         self._fresh = policy.discard_first
-        self._held = {tensor.untyped_storage().data_ptr() for tensor in held}
+        self._own = self._held = _storages(held)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         """Compute every output; floats are cast to the graph's own precision. Raises EngineError with what would do."""
@@ -78,6 +86,35 @@ class TorchEngine:
     def close(self) -> None:
         """Free the weights; a second call does nothing."""
         self._call = None
+
+    def weights(self) -> dict[str, tuple[int, ...]]:
+        """The float weights by the checkpoint's names, with its shapes."""
+        return float_weights(Archive(self._program_file()))
+
+    def with_weights(self, changes: Mapping[str, Change]) -> Callable[[], None]:
+        """Open the program again with these weights changed; what is returned puts it in place."""
+        file = self._program_file()
+        with _opening(file, self.policy):
+            module, call = _program(file, self.policy, changes)
+
+        own = _storages(module.buffers())
+
+        def take_effect() -> None:
+            with self._lock:
+                if self._call is not None:
+                    self._held = self._own | own  # a run of the old program may still be under way
+                    self._own, self._call, self.changed = own, call, bool(changes)
+                    self._fresh = self.policy.discard_first
+
+        return take_effect
+
+    def _program_file(self) -> Path:
+        if self._file is None or self._call is None:
+            raise EngineError(
+                "the graph was closed, or is compiled code, whose weights cannot be exchanged: a bundle with "
+                "torch.format=exported takes other weights, and one exported with the LoRA in it (--lora) has them"
+            )
+        return self._file
 
     def _compute(self, call: Callable[..., Any], tensors: tuple[Tensor, ...]) -> Any:
         self.policy.before_run()
@@ -175,7 +212,7 @@ def open_graph(
             compiled = _package(file, stored, policy, wishes, trust)
             return TorchEngine(compiled, signature, policy, compiled.weights.values())
         module, call = _program(file, policy)
-        return TorchEngine(call, signature, policy, module.buffers())
+        return TorchEngine(call, signature, policy, module.buffers(), file)
 
 
 def devices() -> list[str]:
@@ -202,8 +239,14 @@ def _opening(file: Path, policy: Policy) -> Iterator[None]:
         ) from error
 
 
-def _program(file: Path, policy: Policy) -> tuple[torch.nn.Module, Callable[..., Any]]:
-    module = read_program(Archive(file), device=policy.device, no_float64=policy.no_float64).eval()
+def _storages(tensors: Iterable[Tensor]) -> set[int]:
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors}
+
+
+def _program(
+    file: Path, policy: Policy, changes: Mapping[str, Change] = MappingProxyType({})
+) -> tuple[torch.nn.Module, Callable[..., Any]]:
+    module = read_program(Archive(file), device=policy.device, no_float64=policy.no_float64, changes=changes).eval()
     if policy.channels_last:
         module = module.to(memory_format=CHANNELS_LAST)  # type: ignore[call-overload]  # torch's stub lacks this form
     if policy.slice_above is not None:
