@@ -28,6 +28,11 @@ def to_pil(pictures: NDArray[np.float32]) -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in to_uint8(pictures)]
 
 
+def from_pil(pictures: list[Image.Image]) -> NDArray[np.float32]:
+    """PIL images of one size as pictures (batch, height, width, 3) in 0..1."""
+    return np.stack([np.asarray(picture, dtype=np.float32) for picture in pictures]) / np.float32(255)
+
+
 def grid(pictures: list[Image.Image], columns: int | None = None) -> Image.Image:
     """Pictures of one size in rows, near a square when `columns` is not given."""
     columns = columns or int(np.ceil(np.sqrt(len(pictures))))
@@ -39,19 +44,36 @@ def grid(pictures: list[Image.Image], columns: int | None = None) -> Image.Image
 
 
 def to_pixels(
-    images: object, size: tuple[int, int] | None = None, *, multiple: int = 1, name: str = "image"
-) -> NDArray[np.float32]:
+    images: object, size: tuple[int, int] | None = None, *, multiple: int = 1, name: str = "image",
+    resample: Image.Resampling = Image.Resampling.LANCZOS,
+) -> NDArray[np.float32]:  # fmt: skip
     """Pictures as a VAE's encoder wants them, (batch, 3, height, width) in -1..1.
 
     Takes a PIL image, an array (height, width, 3), of uint8 or of floats in 0..1, or a list or a batch of either. PIL images
-    are resized (Lanczos) to `size`, (height, width), or to their own cut down to a `multiple`; arrays must have it. Raises
+    are resized (by `resample`) to `size`, (height, width), or to their own cut down to a `multiple`; arrays must have it. Raises
     InputError for what is no picture, has an alpha channel, or has another size.
     """
-    pictures = [_unit(one, size, multiple, name) for one in _several(images, name)]
+    pictures = [_unit(one, size, multiple, name, resample) for one in _several(images, name)]
     if len({picture.shape for picture in pictures}) > 1:
         raise InputError(f"the pictures of {name} differ in size: {sorted({p.shape[:2] for p in pictures})}")
     pixels: NDArray[np.float32] = np.stack(pictures).transpose(0, 3, 1, 2) * np.float32(2) - np.float32(1)
     return pixels
+
+
+def to_conditions(
+    images: object, size: tuple[int, int], *, channels: int = 3, name: str = "control_image"
+) -> NDArray[np.float32]:
+    """Pictures as a ControlNet or an adapter reads them, (batch, channels, height, width) in 0..1; grey for one channel.
+
+    Takes what `to_pixels` takes. Raises InputError.
+    """
+    given = _several(images, name)
+    if channels == 1:
+        given = [one.convert("L") if isinstance(one, Image.Image) and one.mode == "RGB" else one for one in given]
+        if any(isinstance(one, np.ndarray) and one.shape[-1] != 1 for one in given):
+            raise InputError(f"{name}: this model reads grey pictures, an array (height, width, 1), not one in colours")
+    pictures = np.stack([_unit(one, size, 1, name, Image.Resampling.LANCZOS) for one in given])
+    return np.ascontiguousarray(pictures[..., :channels].transpose(0, 3, 1, 2))
 
 
 def to_mask(images: object, size: tuple[int, int], *, name: str = "mask_image") -> NDArray[np.float32]:
@@ -62,9 +84,10 @@ def to_mask(images: object, size: tuple[int, int], *, name: str = "mask_image") 
     found = []
     for one in _several(images, name, grey=True):
         if isinstance(one, Image.Image):
+            _require_opaque(one, name)
             one = np.asarray(_resized(one, size).convert("L"), dtype=np.float32) / np.float32(255)
         else:
-            one = _floats(one, name)
+            one = one.astype(np.float32) if one.dtype == np.bool_ else _floats(one, name)
             one = one.mean(axis=-1) if one.ndim == 3 else one
             _require_size(one, size, name)
         found.append((one >= 0.5).astype(np.float32))
@@ -75,6 +98,41 @@ def size_of(images: object, *, name: str = "image") -> tuple[int, int]:
     """(height, width) of the first picture. Raises InputError for what is no picture."""
     first = _several(images, name)[0]
     return (first.height, first.width) if isinstance(first, Image.Image) else (first.shape[0], first.shape[1])
+
+
+def to_pictures(images: object, *, name: str = "image") -> list[Image.Image]:
+    """Pictures as PIL images in RGB, each of its own size. Takes what `to_pixels` takes. Raises InputError."""
+    found = []
+    for one in _several(images, name):
+        if isinstance(one, Image.Image):
+            _require_opaque(one, name)
+            found.append(one.convert("RGB"))
+        else:
+            found.append(Image.fromarray(to_uint8(np.broadcast_to(_floats(one, name), (*one.shape[:2], 3)))))
+    return found
+
+
+def resize_cubic(planes: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Planes (..., height, width) at another size, as `torch.nn.functional.interpolate(mode="bicubic")` makes them.
+
+    Keys 1981 with a = -0.75, the border repeated, and no filter before shrinking.
+    """
+    rows, columns = (_cubic(had, wanted) for had, wanted in zip(planes.shape[-2:], size, strict=True))
+    resized: NDArray[np.float32] = np.matmul(np.matmul(rows, planes), columns.T)
+    return resized
+
+
+def _cubic(had: int, wanted: int) -> NDArray[np.float32]:
+    """(wanted, had): what each new value takes of the old ones."""
+    places = (np.arange(wanted, dtype=np.float32) + np.float32(0.5)) * np.float32(had / wanted) - np.float32(0.5)
+    first = np.floor(places).astype(np.int64) - 1
+    weights = np.zeros((wanted, had), dtype=np.float32)
+    for tap in range(4):
+        away = np.abs(places - (first + tap))
+        near = (1.25 * away - 2.25) * away * away + 1
+        far = -0.75 * (((away - 5) * away + 8) * away - 4)
+        np.add.at(weights, (np.arange(wanted), np.clip(first + tap, 0, had - 1)), np.where(away <= 1, near, far))
+    return weights
 
 
 def _several(images: object, name: str, *, grey: bool = False) -> list[Any]:
@@ -94,16 +152,22 @@ def _several(images: object, name: str, *, grey: bool = False) -> list[Any]:
     return several
 
 
-def _unit(one: Any, size: tuple[int, int] | None, multiple: int, name: str) -> NDArray[np.float32]:
+def _unit(
+    one: Any, size: tuple[int, int] | None, multiple: int, name: str, resample: Image.Resampling
+) -> NDArray[np.float32]:
     """One picture (height, width, 3) in 0..1."""
     if isinstance(one, Image.Image):
-        if "A" in one.getbands() or one.info.get("transparency") is not None:
-            raise InputError(f"{name} has an alpha channel ({one.mode}): give it without, image.convert('RGB')")
+        _require_opaque(one, name)
         height, width = size or (one.height // multiple * multiple, one.width // multiple * multiple)
-        return np.asarray(_resized(one.convert("RGB"), (height, width)), dtype=np.float32) / np.float32(255)
+        return np.asarray(_resized(one.convert("RGB"), (height, width), resample), dtype=np.float32) / np.float32(255)
     array = _floats(one, name)
     _require_size(array, size or tuple(side // multiple * multiple for side in array.shape[:2]), name)
     return np.broadcast_to(array, (*array.shape[:2], 3))
+
+
+def _require_opaque(image: Image.Image, name: str) -> None:
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        raise InputError(f"{name} has an alpha channel ({image.mode}): give it without, image.convert('RGB')")
 
 
 def _floats(array: NDArray[Any], name: str) -> NDArray[np.float32]:
@@ -123,6 +187,8 @@ def _require_size(array: NDArray[Any], size: tuple[int, ...], name: str) -> None
         raise InputError(f"{name} is an array of {had} pixels, not {wanted}; PIL images are resized")
 
 
-def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def _resized(
+    image: Image.Image, size: tuple[int, int], resample: Image.Resampling = Image.Resampling.LANCZOS
+) -> Image.Image:
     height, width = size
-    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.LANCZOS)
+    return image if image.size == (width, height) else image.resize((width, height), resample)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -9,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from .bundle import Bundle
-from .choice import Precision, choose, pick
+from .choice import Precision, choose, engines_of, pick
 from .engines import Engine, Later, open_with
 from .errors import BundleError
+from .exchange import VAE_ROLES, other_vae
+from .loras import Loras
 from .manifest import Graph
 from .pipelines import pipeline_class
 from .pipelines.base import Parts
+from .pipelines.safety import ROLE as SAFETY_CHECKER
 from .schedulers import from_config
+from .textual_inversion import Inversions, take_embeddings
 from .tokenizer import Tokenizer
 
 _log = logging.getLogger("ingot")
@@ -29,6 +34,10 @@ def load(
     precision: Precision = None,
     form: str | None = None,
     pipeline: str | None = None,
+    loras: Loras = (),
+    textual_inversions: Inversions = (),
+    vae: str | Path | None = None,
+    safety_checker: bool | None = True,
     verify: bool = True,
     **options: Any,
 ) -> Any:
@@ -39,10 +48,13 @@ def load(
     was picked and why. `precision` is one name, float32 or int8-static, for every component that has it, or a name for
     each role, `{"unet": "int8-static"}`; `form=""` takes the graphs that every reader takes where there is one written
     for an engine alone. `pipeline` is another class of diffusers than the checkpoint's, of the same components, whose rules
-    to follow. `verify=False` checks the sizes of the files in use but not their hashes. `options` go to the
-    engine, such as `threads=`; an unknown one is answered with those that there are. Raises BundleError for a bundle
-    that was changed or is not whole, InputError for names that the bundle or Ingot do not have, EngineError for an
-    engine or a device that is not here.
+    to follow. `loras`, [("style.safetensors", 0.8)], are added to the weights, as `pipe.set_loras` does later, and
+    `textual_inversions`, [("cat.safetensors", "<cat>")], to the text encoders' vocabulary. `vae` is another bundle, to decode
+    and encode with its VAE, such as a tiny one; `safety_checker=None` leaves the bundle's out.
+    `verify=False` checks the sizes of the files in use but not their hashes. `options` go to the engine, such as
+    `threads=`; an unknown one is answered with those that there are. Raises BundleError for a bundle that was changed or
+    is not whole, InputError for names that the bundle or Ingot do not have and for a LoRA of another base, EngineError for
+    an engine or a device that is not here.
     """
     bundle = Bundle.open(path, hashes=False)
     return build(
@@ -52,6 +64,10 @@ def load(
         precision=precision,
         form=form,
         pipeline=pipeline,
+        loras=loras,
+        textual_inversions=textual_inversions,
+        vae=vae,
+        safety_checker=safety_checker,
         hashes=verify,
         **options,
     )
@@ -65,6 +81,10 @@ def build(
     precision: Precision = None,
     form: str | None = None,
     pipeline: str | None = None,
+    loras: Loras = (),
+    textual_inversions: Inversions = (),
+    vae: str | Path | None = None,
+    safety_checker: bool | None = True,
     hashes: bool = False,
     open_graph: Callable[[Bundle, Graph], Engine] | None = None,
     graphs: Mapping[str, Graph] | None = None,
@@ -77,6 +97,9 @@ def build(
     family = pipeline_class(class_name)
     known = (*family.roles, *getattr(family, "optional_roles", ()))
     wanted = [role for role in known if role in manifest.components] or list(manifest.components)
+    other = None if vae is None else other_vae(bundle, vae)
+    left_out = () if safety_checker else (SAFETY_CHECKER,)
+    wanted = [role for role in wanted if role not in (left_out if other is None else (*left_out, *VAE_ROLES))]
     if engine is None and "providers" in options:
         engine = "onnx"  # only ONNX Runtime has them
     if open_graph is None:
@@ -91,38 +114,73 @@ def build(
         graphs = pick(bundle, wanted, engine, precision, form=form, device=options.get("device"))
     else:
         graphs = {role: graphs[role] for role in wanted}
+    homes = dict.fromkeys(graphs, bundle)
+    if other is not None:
+        own = [role for role in VAE_ROLES if role in known and role in other.manifest.components]
+        there = engine if engine in engines_of(other, own) else choose(other, own, None, device, None).engine
+        own_graphs = pick(other, own, there, precision, form=form, device=options.get("device"))
+        graphs, homes = {**graphs, **own_graphs}, {**homes, **dict.fromkeys(own_graphs, other)}
     if hashes:
-        bundle.require([*(file for graph in graphs.values() for file in graph.files), *manifest.tokenizers.values()])
+        _require(homes, graphs)
+    quantized = {role: graph.quantization.scheme for role, graph in graphs.items() if graph.quantization}
     engines: dict[str, Engine] = {}
     try:
         for role, graph in graphs.items():
-            opening = partial(open_graph or partial(open_engine, **options), bundle, graph)
+            opening = partial(open_graph or partial(open_engine, **options), homes[role], graph)
             engines[role] = Later(opening, graph.signature) if role in family.lazy_roles else opening()
+        parts = _parts(bundle, class_name, engines, homes)
+        if textual_inversions:
+            extended = take_embeddings(textual_inversions, engines, parts.tokenizers, quantized)
+            parts = dataclasses.replace(parts, engines=extended)
+        pipe = _of_family(family, parts, bundle)
+        pipe.choice = chosen if open_graph is None else None
+        pipe.quantized = quantized
+        if loras:
+            pipe.set_loras(loras)
     except BaseException:
         for opened in engines.values():
             opened.close()
         raise
-    try:
-        pipe = family(_parts(bundle, class_name, engines))
-    except KeyError as error:
-        raise BundleError(f"{bundle.path}: {class_name} needs {error} in the bundle's tokenizers or configs") from error
-    pipe.choice = chosen if open_graph is None else None
     return pipe
 
 
-def _parts(bundle: Bundle, class_name: str, engines: Mapping[str, Engine]) -> Parts:
+def _of_family(family: Any, parts: Parts, bundle: Bundle) -> Any:
+    try:
+        return family(parts)
+    except KeyError as error:
+        raise BundleError(
+            f"{bundle.path}: {parts.class_name} needs {error} in the bundle's tokenizers or configs"
+        ) from error
+
+
+def _require(homes: Mapping[str, Bundle], graphs: Mapping[str, Graph]) -> None:
+    """Hash the files in use of each bundle. Raises BundleError."""
+    for bundle in {id(home): home for home in homes.values()}.values():
+        own = [role for role, home in homes.items() if home is bundle]
+        files = [file for role in own for file in graphs[role].files]
+        extras = [file for role in own for file in bundle.manifest.components[role].extras.values()]
+        bundle.require([*files, *extras, *bundle.manifest.tokenizers.values()])
+
+
+def _parts(
+    bundle: Bundle, class_name: str, engines: Mapping[str, Engine], homes: Mapping[str, Bundle] | None = None
+) -> Parts:
     manifest = bundle.manifest
+    components = {role: (bundle, entry) for role, entry in manifest.components.items()}
+    for role, home in (homes or {}).items():
+        components[role] = home, home.manifest.components[role]
     return Parts(
         class_name=class_name,
         engines=engines,
         tokenizers={role: Tokenizer(bundle.file(file)) for role, file in manifest.tokenizers.items()},
         scheduler=from_config(manifest.scheduler),
-        configs={role: entry.config for role, entry in manifest.components.items()},
+        configs={role: entry.config for role, (_, entry) in components.items()},
         config=manifest.config,
+        schedulers=manifest.schedulers,
         processors=manifest.processors,
         extras={
-            role: {name: bundle.file(file) for name, file in entry.extras.items()}
-            for role, entry in manifest.components.items()
+            role: {name: home.file(file) for name, file in entry.extras.items()}
+            for role, (home, entry) in components.items()
         },
     )
 

@@ -31,7 +31,7 @@ class Certificate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class ImageParity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The whole pipeline against diffusers with the same seed."""
+    """The whole pipeline against diffusers with the same seed. The prompt is empty for a model that takes none."""
 
     psnr_db: float | None  # None: equal pictures
     limit_db: float
@@ -40,6 +40,7 @@ class ImageParity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     num_inference_steps: int
     height: int
     width: int
+    class_labels: tuple[int, ...] = ()
 
 
 class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -161,6 +162,22 @@ class Addition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     versions: dict[str, str]
 
 
+class FusedLora(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A LoRA that was added to the checkpoint's weights before they were cast: its file as it was named, and its scale."""
+
+    file: str
+    sha256: str
+    scale: float
+
+
+class AddedToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A textual inversion that was added to the checkpoint before it was cast: its file, and its token in prompts."""
+
+    file: str
+    sha256: str
+    token: str
+
+
 class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where a bundle comes from."""
 
@@ -171,6 +188,8 @@ class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     command: str | None
     versions: dict[str, str]
     additions: tuple[Addition, ...] = ()
+    loras: tuple[FusedLora, ...] = ()
+    textual_inversions: tuple[AddedToken, ...] = ()
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -184,6 +203,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     files: dict[str, FileEntry]
     provenance: Provenance
     config: dict[str, Any] = {}  # the pipeline's own options, as in model_index.json
+    schedulers: dict[str, dict[str, Any]] = {}  # configs of further ones, by role
     processors: dict[str, dict[str, Any]] = {}  # configs of what prepares pictures, by role
     parity: dict[str, ImageParity] = {}
     quality: dict[str, Quality] = {}  # by engine and precision: "openvino int8-static"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from tqdm import tqdm
 
@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..schedulers import Scheduler
 from ..schedulers.discrete import DiscreteScheduler
 from ..tokenizer import Tokenizer
+from .call import Run
 from .common import Engines, Output, State, check_changeable, require_engines
 
 OUTPUT_TYPES = ("pil", "np", "latent")
@@ -22,7 +23,8 @@ Callback = Callable[["Pipeline", int, float, dict[str, Any]], dict[str, Any] | N
 
 @dataclass(frozen=True)
 class Parts:
-    """What a bundle holds for a pipeline: `config` is the pipeline's own, `configs` and `extras` (files) by role."""
+    """What a bundle holds for a pipeline: `config` is the pipeline's own, `configs` and `extras` (files) by role, and
+    `schedulers` the configs of further ones."""
 
     class_name: str  # diffusers' class whose rules the pipeline follows
     engines: Mapping[str, Engine]
@@ -30,6 +32,7 @@ class Parts:
     scheduler: Scheduler
     configs: Mapping[str, Mapping[str, Any]]
     config: Mapping[str, Any] = field(default_factory=dict)
+    schedulers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     processors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     extras: Mapping[str, Mapping[str, Path]] = field(default_factory=dict)
 
@@ -44,6 +47,8 @@ class Pipeline(Engines):
     optional_roles: tuple[str, ...] = ()
     lazy_roles: tuple[str, ...] = ()  # optional ones that are opened when they are first needed
     output_types: tuple[str, ...] = OUTPUT_TYPES
+    call_type: ClassVar[type[Run]]  # its fields are what `steps` takes
+    _interrupted = 0  # how often runs were told to end
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts.engines)
@@ -63,6 +68,15 @@ class Pipeline(Engines):
             raise InputError(f"a scheduler of ingot.runtimes.schedulers is needed, not {kind}")
         self._scheduler = scheduler
 
+    @property
+    def _interrupt(self) -> bool:
+        """diffusers' switch. Calls compare how often it was set, so that one that begins does not set it back for others."""
+        return False
+
+    @_interrupt.setter
+    def _interrupt(self, stop: bool) -> None:
+        self._interrupted += bool(stop)
+
     def __call__(
         self: Self,
         prompt: str | Sequence[str] | None = None,
@@ -77,7 +91,9 @@ class Pipeline(Engines):
 
         Takes what `steps` takes, and: `progress` shows a bar; `output_type` is "pil", "np" for an array
         (batch, height, width, 3) in 0..1, or "latent"; `callback_on_step_end(pipe, step, timestep, kwargs)` as in diffusers,
-        with arrays for tensors. Raises InputError for arguments that cannot be used, before any graph runs.
+        with arrays for tensors. After any step the run ends, and what there is becomes the picture, when the callback returns
+        {"interrupt": True}; `pipe._interrupt = True`, as in diffusers and from any thread, ends all runs that are under way.
+        Raises InputError for arguments that cannot be used, before any graph runs.
 
         >>> import ingot                                                # doctest: +SKIP
         >>> pipe = ingot.load("shapes-bundle")                          # doctest: +SKIP
@@ -86,6 +102,7 @@ class Pipeline(Engines):
         if output_type not in self.output_types:
             raise InputError(f"unknown output_type {output_type!r}; available: {', '.join(self.output_types)}")
         check_changeable(callback_on_step_end_tensor_inputs)
+        begun = self._interrupted
         run = self.steps(prompt, **arguments)
         state = next(run)  # arguments are checked here, so that no bar stands over an error
         with tqdm(total=state.num_steps, disable=not progress) as bar:
@@ -93,11 +110,14 @@ class Pipeline(Engines):
                 bar.update()
                 if callback_on_step_end is not None:
                     wanted = {name: getattr(state, name) for name in callback_on_step_end_tensor_inputs}
-                    changed = callback_on_step_end(self, state.step, state.timestep, wanted) or {}
+                    changed = dict(callback_on_step_end(self, state.step, state.timestep, wanted) or {})
+                    stop = changed.pop("interrupt", False)
                     check_changeable(changed)
                     for name, value in changed.items():
                         setattr(state, name, value)
-                following = next(run, None)
+                    if stop:
+                        break
+                following = next(run, None) if self._interrupted == begun else None
                 if following is None:
                     break
                 state = following

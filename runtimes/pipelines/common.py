@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ..engines import Engine
 from ..errors import InputError
+from ..loras import Loras, apply_loras
+from ..loras.gate import Call, Gate
 from ..noise import Generator
 from ..signature import Dim
 
@@ -24,12 +28,14 @@ class Output:
     """What a call returns: PIL images, an array (batch, height, width, 3) in 0..1, or latents, as `output_type` asked."""
 
     images: Any
+    nsfw_content_detected: list[bool] | None = None  # by picture, where a safety checker looked at them
 
 
 @dataclass
 class State:
     """One finished step of the loop. What is assigned to `latents`, `guidance_scale`, `guidance_rescale`,
-    `prompt_embeds`, `negative_prompt_embeds`, `conditions` or `negative_conditions` holds from the next step on."""
+    `image_guidance_scale`, `prompt_embeds`, `negative_prompt_embeds`, `conditions` or `negative_conditions` holds from the
+    next step on."""
 
     step: int
     num_steps: int
@@ -42,6 +48,9 @@ class State:
     negative_prompt_embeds: Array | None
     conditions: dict[str, Array] = field(default_factory=dict)  # what else the denoiser is given, by its inputs' names
     negative_conditions: dict[str, Array] = field(default_factory=dict)
+    image_guidance_scale: float = 1.0  # of a picture that is edited: Brooks et al. 2023
+    size: tuple[int, int] = (0, 0)  # (height, width) in pixels of the pictures that were asked for
+    overlay: Callable[[Image.Image], Image.Image] | None = None  # puts a painted part back into its picture
 
 
 class Condition(NamedTuple):
@@ -56,9 +65,39 @@ class Engines:
     """The engines of a pipeline by role, as one thing to close: `with ingot.load(path) as pipe: ...`."""
 
     choice: Any = None  # which engine and device `ingot.load` picked, and why
+    quantized: Mapping[str, str] = MappingProxyType({})  # the schemes of the graphs that are quantized, by role
 
     def __init__(self, engines: Mapping[str, Engine]) -> None:
         self.engines = dict(engines)
+        self.gate = Gate()
+        self._with_loras: frozenset[str] = frozenset()  # roles whose weights are not the files' own
+
+    def set_loras(self, loras: Loras) -> None:
+        """Have these LoRAs, [(file, scale), ...], in the weights from now on, and none of those that were set before; `[]`
+        takes them all off, and the pictures are what they were to the bit.
+
+        Waits until the calls of other threads have ended, and calls that begin meanwhile wait for it: no call sees both. From
+        within a call, in a callback or between two steps, it holds from the next step on. Raises InputError for a file or a
+        scale that cannot be used, a LoRA for another base and a quantized graph, EngineError for an engine whose weights
+        cannot be changed (Core ML, TensorRT) and for a change from within a call while other threads' calls run; all of
+        them leave the weights as they were.
+        """
+        with self.gate.change():
+            self._with_loras = apply_loras(self.engines, loras, before=self._with_loras, quantized=self.quantized)
+            self._forget()
+
+    def _forget(self) -> None:
+        """Drop what was kept of the engines' answers: their weights have changed."""
+
+    def guarded(self, begin: Callable[[], Iterator[State]]) -> Iterator[State]:
+        """The loop that `begin` starts, as one call during which no other thread changes the weights; it ends with the loop,
+        or when nobody holds it any more."""
+        call = self.gate.call()
+        try:
+            return _within(call, begin())
+        except BaseException:
+            call.close()
+            raise
 
     def close(self) -> None:
         """Close every engine; the pipeline cannot be called afterwards."""
@@ -72,10 +111,16 @@ class Engines:
         self.close()
 
 
+def _within(call: Call, loop: Iterator[State]) -> Iterator[State]:
+    with call:
+        yield from loop
+
+
 CHANGEABLE = (
     "latents",
     "guidance_scale",
     "guidance_rescale",
+    "image_guidance_scale",
     "prompt_embeds",
     "negative_prompt_embeds",
     "conditions",
@@ -171,7 +216,11 @@ def make_generators(seed: Seed, generator: Generators | None, images: int) -> Ge
 
 def guide(negative: Array, positive: Array, scale: float, rescale: float = 0.0) -> Array:
     """Classifier-free guidance (Ho & Salimans 2022), then the rescaling of Lin et al. 2023 (equation 16)."""
-    guided = negative + np.float32(scale) * (positive - negative)
+    return rescaled(negative + np.float32(scale) * (positive - negative), positive, rescale)
+
+
+def rescaled(guided: Array, positive: Array, rescale: float) -> Array:
+    """A guided prediction with a share of the deviation that the positive one has: Lin et al. 2023, equation 16."""
     if not rescale:
         return guided
     axes = tuple(range(1, guided.ndim))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from .deep_cache import POWER, Features, Schedule, full_steps
 
 SHALLOW = "unet_shallow"
 FEATURES = "deep_features"
+EMBEDS = "encoder_hidden_states"
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class Acceleration:
     cache_schedule: Schedule = "uniform"
     cache_center: int | None = None
     cache_power: float = POWER
+
+
+# Inputs that are added to what the denoiser computes, so that zeros do nothing; their names begin so.
+ADDED = ("down_block_additional_residual", "mid_block_additional_residual", "down_intrablock_additional_residual")
 
 
 class Control(Protocol):
@@ -53,6 +58,7 @@ class Plan:
     features: Features = field(default_factory=Features)
     channels: Array | None = None  # (batch, more channels, height, width)
     controls: tuple[Control, ...] = ()
+    zeros: Arrays = field(default_factory=dict)
 
     def guides(self, step: int) -> bool:
         """Whether guidance is on: diffusers' rule for `control_guidance_start` and `control_guidance_end`."""
@@ -62,8 +68,14 @@ class Plan:
 class Denoiser:
     """A UNet and, where the bundle has it, its shallow form. State of a call lies in its `Plan`."""
 
+    role: ClassVar[str] = "unet"
+    sample: ClassVar[str] = "sample"  # what its graph calls the latents
+    answer: ClassVar[str] = "out_sample"  # and what it predicts
+    timestep_unit: ClassVar[float] = 1.0  # of training's timesteps
+
     def __init__(self, engines: Mapping[str, Engine], condition_width: int | None) -> None:
-        self.unet = engines["unet"]
+        self.model = engines[self.role]
+        self._reads = any(spec.name == EMBEDS for spec in self.model.signature.inputs)
         self.shallow = engines.get(SHALLOW)
         # of the guidance embedding of a distilled UNet (LCM), which takes guidance as an input, not a batch
         self.condition_width = condition_width
@@ -93,21 +105,40 @@ class Denoiser:
         """The guided prediction for a scaled sample: (batch, channels, height, width)."""
         rows = self.rows(state, plan, step)
         given: Arrays = {
-            "sample": np.concatenate([_joined(sample, row.channels) for row in rows]),
-            "encoder_hidden_states": np.concatenate([row.embeds for row in rows]),
-            "timestep": timestep_input(self.unet, timestep, len(rows) * len(sample)),
+            self.sample: np.concatenate([_joined(sample, row.channels) for row in rows]),
+            "timestep": timestep_input(self.model, timestep / self.timestep_unit, len(rows) * len(sample)),
         }
+        if self._reads:
+            given[EMBEDS] = np.concatenate([row.embeds for row in rows])
         for name in rows[0].others:
             given[name] = np.concatenate([row.others[name] for row in rows])
         if self.condition_width:
             given["timestep_cond"] = guidance_embedding(
-                state.guidance_scale, self.condition_width, len(given["sample"])
+                state.guidance_scale, self.condition_width, len(given[self.sample])
             )
         for control in plan.controls:
             given |= control.inputs(step, plan.steps, given, len(rows))
-        out = self._run(given, plan, step, tuple(row.embeds for row in rows))["out_sample"].astype(np.float32)
+        given |= self.further(state)
+        given |= self._idle(given, plan)
+        out = self._run(given, plan, step, tuple(row.embeds for row in rows))[self.answer].astype(np.float32)
         answers = np.split(out, len(rows))
         return answers[0] if len(rows) == 1 else self.guide(answers, state)
+
+    def _idle(self, given: Arrays, plan: Plan) -> Arrays:
+        """Zeros for what is added by controls where none of them says anything: one graph serves with and without."""
+        found: Arrays = {}
+        for spec in self.model.signature.inputs:
+            if spec.name in given or not spec.name.startswith(ADDED):
+                continue
+            shape = self.model.signature.shape_beside(spec.name, given)
+            if spec.name not in plan.zeros or plan.zeros[spec.name].shape != shape:
+                plan.zeros[spec.name] = np.zeros(shape, spec.dtype)
+            found[spec.name] = plan.zeros[spec.name]
+        return found
+
+    def further(self, state: State) -> Arrays:  # noqa: ARG002  # for those that have some
+        """Inputs that are one for the whole batch, by name."""
+        return {}
 
     def rows(self, state: State, plan: Plan, step: int) -> list[Row]:
         """What is asked in one step: the unguided half of the batch first, where there is guidance."""
@@ -128,7 +159,7 @@ class Denoiser:
         if features is not None and self.shallow is not None:
             given = {**inputs, FEATURES: features}
             return run_in_batches(self.shallow, {s.name: given[s.name] for s in self.shallow.signature.inputs})
-        out = run_in_batches(self.unet, inputs)
+        out = run_in_batches(self.model, inputs)
         if FEATURES in out:
             plan.features.value, plan.features.rows = out[FEATURES], rows
         return out

@@ -15,13 +15,13 @@ from ..noise import randn_tensor
 from ..schedulers import Scheduler
 from .call import Call
 from .common import Array, Generators
-from .start import Blend, Start, begin_at, encoded, tiled
+from .start import COLOURS, Blend, Span, Start, encoded, given_latents, tiled
 from .vae import VAE
 
 
 def from_masked(
     call: Call, pixels: Array, mask: Array, vae: VAE, scheduler: Scheduler, shape: tuple[int, ...], generators: Generators,
-    channels: int,
+    channels: int, span: Span,
 ) -> Start:  # fmt: skip
     """Where inpainting starts: `pixels` (batch, 3, height, width) in -1..1, `mask` (batch, 1, height, width) of 0 and 1.
 
@@ -33,40 +33,49 @@ def from_masked(
         raise InputError(
             f"this model's denoiser takes {channels} channels: inpainting wants {vae.channels}, or {trained} of a checkpoint made for it"
         )
-    begin = begin_at(scheduler, call.count(scheduler), call.strength)
+    if pixels.shape[1] != COLOURS and channels == trained:
+        raise InputError("image was given as latents, which cannot be masked for this model: give the picture itself")
     whole = call.strength == 1.0
     batch = shape[0]
     picture = None
-    if channels == vae.channels or (call.latents is None and not whole):
-        picture = tiled(encoded(pixels, vae, batch, generators), batch, "image")
-    noise, latents = _noised(call.latents, shape, picture, whole, scheduler, begin, generators)
-    kept = tiled(encoded(pixels * (mask < 0.5), vae, batch, generators), batch, "image")
+    if channels == vae.channels or not span.noised or (call.latents is None and not whole):
+        picture = _drawn(pixels, vae, batch, generators)
+    noise, latents = _noised(call.latents, shape, picture, whole, scheduler, span, generators)
     small = tiled(mask[:, :, :: vae.factor, :: vae.factor], batch, "mask_image")
+    if pixels.shape[1] == COLOURS:  # drawn for every model, so that later draws are diffusers'
+        kept = _drawn(pixels * (mask < 0.5), vae, batch, generators)
     if channels == trained:
-        return Start(latents, begin, channels=np.concatenate([small, kept], axis=1))
+        return Start(latents, span.begin, span.end, channels=np.concatenate([small, kept], axis=1))
     assert picture is not None
-    return Start(latents, begin, blend=_blend(picture, noise, small, scheduler, begin))
+    return Start(latents, span.begin, span.end, blend=_blend(picture, noise, small, scheduler, span))
+
+
+def _drawn(pixels: Array, vae: VAE, batch: int, generators: Generators) -> Array:
+    """Latents as diffusers' inpainting draws them: each picture once, with the first generators, then one for each of the
+    batch. A VAE's latents_mean and latents_std count here as everywhere; diffusers (0.42) forgets them when it inpaints."""
+    own = generators[: len(pixels)] if isinstance(generators, list) else generators
+    return tiled(encoded(pixels, vae, len(pixels), own), batch, "image")
 
 
 def _noised(
-    given: Array | None, shape: tuple[int, ...], picture: Array | None, whole: bool, scheduler: Scheduler, begin: int,
+    given: Array | None, shape: tuple[int, ...], picture: Array | None, whole: bool, scheduler: Scheduler, span: Span,
     generators: Generators,
 ) -> tuple[Array, Array]:  # fmt: skip
     """The noise, and the latents of the first step."""
     sigma = np.float32(scheduler.init_noise_sigma)
+    if picture is not None and not span.noised:
+        return randn_tensor(shape, generators), picture
     if given is not None:
-        if np.shape(given) != shape:
-            raise InputError(f"latents has shape {np.shape(given)}, not {shape}")
-        noise = np.asarray(given, dtype=np.float32)
+        noise = given_latents(given, shape)
         return noise, noise * sigma
     noise = randn_tensor(shape, generators)
     if whole or picture is None:
         return noise, noise * sigma
-    return noise, scheduler.add_noise(picture, noise, scheduler.timesteps[begin : begin + 1])
+    return noise, scheduler.add_noise(picture, noise, scheduler.timesteps[span.begin : span.begin + 1])
 
 
-def _blend(picture: Array, noise: Array, mask: Array, scheduler: Scheduler, begin: int) -> Blend:
-    timesteps = scheduler.timesteps[begin:]
+def _blend(picture: Array, noise: Array, mask: Array, scheduler: Scheduler, span: Span) -> Blend:
+    timesteps = scheduler.timesteps[span.begin : span.end]
 
     def blend(step: int, latents: Array) -> Array:
         outside = picture

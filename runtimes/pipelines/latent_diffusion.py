@@ -1,11 +1,10 @@
-"""Text-conditioned latent diffusion with a UNet (Rombach et al. 2022): what Stable Diffusion's families share.
+"""Text-conditioned latent diffusion (Rombach et al. 2022), by a UNet or a transformer: what its families share.
 
 A family says how prompts become conditions, and what its tasks take where nothing is said.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -13,15 +12,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import InputError
-from ..images import size_of, to_mask, to_pil, to_pixels
+from ..images import size_of, to_mask, to_pixels
 from ..schedulers import Scheduler
-from .base import Parts, Pipeline
-from .call import IMAGE_TO_IMAGE, INPAINTING, Call
+from .base import Parts
+from .call import IMAGE_TO_IMAGE, INPAINTING, TEXT_TO_IMAGE, Call
 from .common import (
     Array,
     Condition,
     Generators,
-    Output,
     State,
     as_list,
     as_negative,
@@ -32,37 +30,43 @@ from .common import (
     input_shape,
     make_generators,
 )
+from .controls import Batch
+from .crop import cut
 from .denoiser import SHALLOW, Acceleration, Denoiser, Plan
+from .finishing import Finishing
 from .inpainting import from_masked
-from .start import Start, begin_at, from_noise, from_picture
-from .vae import DECODER, ENCODER, VAE
+from .safety import ROLE as SAFETY_CHECKER
+from .sampling import sample, scheduled
+from .start import Span, Start, begin_at, from_noise, from_picture, given_latents, is_latents
+from .steering import ROLES, Steering
+from .vae import ENCODER
 
 Defaults = Mapping[str, Mapping[str, Any]]
 """By task."""
 
 
-class LatentDiffusion(Pipeline):
+class LatentDiffusion(Finishing):
     """The call, the start and the loop. A family sets `defaults` and `call_type`, and answers `condition`."""
 
-    optional_roles = (SHALLOW, ENCODER)
-    lazy_roles = (ENCODER,)
+    optional_roles = (SHALLOW, ENCODER, SAFETY_CHECKER, *ROLES)
+    lazy_roles = (ENCODER, SAFETY_CHECKER, *ROLES)
     call_type: ClassVar[type[Call]] = Call
     defaults: ClassVar[Defaults]
     denoiser_type: ClassVar[type[Denoiser]] = Denoiser
+    further_channels: int = 0  # that the denoiser is given behind the latents', inpainting's aside
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
-        self.denoiser, self.vae_decoder = parts.engines["unet"], parts.engines[DECODER]
-        self._unet_config, self._vae_config = parts.configs["unet"], parts.configs[DECODER]
-        self._denoising = self.denoiser_type(parts.engines, self._unet_config.get("time_cond_proj_dim"))
-        self.vae = VAE(parts.engines, self._vae_config)
-        self.vae_scale_factor = self.vae.factor
-        self.size_multiple = self.vae_scale_factor
+        role = self.denoiser_type.role
+        self.denoiser, self._denoiser_config = parts.engines[role], parts.configs[role]
+        self._denoising = self.denoiser_type(parts.engines, self._denoiser_config.get("time_cond_proj_dim"))
+        self._steering = Steering(parts, role)
+        self.size_multiple: int = self.vae_scale_factor * (self._denoiser_config.get("patch_size") or 1)
 
     @property
     def default_size(self) -> tuple[int, int]:
         """(height, width) in pixels when a call names none: what the checkpoint was trained at."""
-        side = self._unet_config["sample_size"]
+        side = self._denoiser_config["sample_size"]
         height, width = (side, side) if isinstance(side, int) else side
         return height * self.vae_scale_factor, width * self.vae_scale_factor
 
@@ -71,28 +75,30 @@ class LatentDiffusion(Pipeline):
         to the caller. It is one object, moved on by the next step. `decode(state.latents)` makes pictures.
 
         Arguments are diffusers' (`Call` lists them). `image` and `strength` make it image-to-image, `mask_image` beside them
-        inpainting. `seed` stands for `torch.Generator().manual_seed(seed)`, a list of seeds for a list of them. `latents`
-        (batch, channels, height / factor, width / factor) replace the first noise.
+        inpainting, of which `padding_mask_crop` paints the masked part alone, larger, with a margin of so many pixels. `seed`
+        stands for `torch.Generator().manual_seed(seed)`, a list of seeds for a list of them. `latents` (batch, channels,
+        height / factor, width / factor) replace the first noise.
 
         Guidance holds from the share `guidance_start` of the steps to the share `guidance_end`; outside of it the batch
         halves. With a bundle exported with DeepCache the whole UNet runs every `cache_interval` steps only; as
         `cache_schedule`, "non-uniform" runs it most often around step `cache_center` (see pipelines.deep_cache for
-        `cache_power`), and a list names its steps. Raises InputError.
+        `cache_power`), and a list names its steps.
+
+        `prompt_weighting` reads `(word:1.3)` and `[word]` as weights (see pipelines.weighting); without it brackets are text,
+        as in diffusers. `long_prompts` encodes what does not fit the text encoder in chunks, for bundles exported with it;
+        without it a prompt is cut, as in diffusers.
+
+        `control_image` steers by ControlNets or T2I-Adapters, `ip_adapter_image` by IP-Adapters, where the bundle has them, with
+        diffusers' names for their scales and intervals (see pipelines.steering). Raises InputError.
         """
         call = self.call_type.of(self.class_name, prompt, arguments)
-        call.fill(self.defaults[call.task])
-        return self._begin(call)
+        self._steering.read(call)
+        call.fill(self._defaults(call))
+        return self.guarded(lambda: self._begin(call))  # no other thread changes weights meanwhile
 
-    def decode(self, latents: Array) -> Array:
-        """Pictures of latents: (batch, height, width, 3) in 0..1. One at a time, which bounds the decoder's memory."""
-        return self.vae.decode(latents)
-
-    def finish(self, state: State, output_type: str) -> Output:
-        """The last latents, or their pictures."""
-        if output_type == "latent":
-            return Output(state.latents)
-        pictures = self.decode(state.latents)
-        return Output(to_pil(pictures) if output_type == "pil" else pictures)
+    def set_ip_adapter_scale(self, scale: Any) -> None:
+        """The scale of IP-Adapters in calls that give no `ip_adapter_scale`. Raises InputError: see `IPAdapters.scales`."""
+        self._steering.set_ip_adapter_scale(scale)
 
     # what a family fills in ----------------------------------------------------------------------------------------
 
@@ -104,6 +110,13 @@ class LatentDiffusion(Pipeline):
         `texts` is None where the call brings embeddings; `size` is (height, width) in pixels.
         """
         raise NotImplementedError
+
+    def _schedule_options(self, call: Call) -> dict[str, Any]:  # noqa: ARG002  # a family's own call has them
+        """What a family's scheduler is told beside the steps."""
+        return {}
+
+    def _prepare(self, call: Call, state: State) -> None:
+        """Put a family's own arguments into the first state."""
 
     def _plan(self, call: Call, steps: int, start: Start) -> Plan:
         """The plan of a call over so many steps."""
@@ -117,23 +130,27 @@ class LatentDiffusion(Pipeline):
     def _begin(self, call: Call) -> Iterator[State]:
         per_prompt = check_count("num_images_per_prompt", call.num_images_per_prompt)
         size = self._size(call)
+        overlay = cut(call, size)
         scheduler = self._scheduled(call)
         scale = check_number("guidance_scale", call.guidance_scale)
         rescale = check_number("guidance_rescale", call.guidance_rescale)
         texts, negatives = self._texts(call)
         batch = per_prompt * len(negatives)
         generators = make_generators(call.seed, call.generator, batch)
+        steered = self._steering.of(call, Batch(size, len(negatives), per_prompt))
         start = self._start(call, scheduler, batch, size, generators)
-        timesteps = scheduler.timesteps[start.begin :]
-        plan = self._plan(call, len(timesteps), start)
+        timesteps = scheduler.timesteps[start.begin : start.end]
+        plan = dataclasses.replace(self._plan(call, len(timesteps), start), controls=steered.controls)
         positive, negative = self.condition(call, texts, negatives, size)
+        positive = steered.condition(positive, guided=True)
         state = State(
             -1, len(timesteps), 0.0, start.latents, start.latents, scale, rescale, _repeated(positive.embeds, per_prompt), None,
-            {name: _repeated(value, per_prompt) for name, value in positive.others.items()},
+            {name: _repeated(value, per_prompt) for name, value in positive.others.items()}, size=size, overlay=overlay,
         )  # fmt: skip
+        self._prepare(call, state)
 
         def unguided() -> None:
-            found = negative()
+            found = steered.condition(negative(), guided=False)
             state.negative_prompt_embeds = _repeated(found.embeds, per_prompt)
             state.negative_conditions = {name: _repeated(value, per_prompt) for name, value in found.others.items()}
 
@@ -143,49 +160,78 @@ class LatentDiffusion(Pipeline):
         self, state: State, scheduler: Scheduler, start: Start, generators: Generators, unguided: Callable[[], None], eta: float,
         plan: Plan,
     ) -> Iterator[State]:  # fmt: skip
-        for i, t in enumerate(scheduler.timesteps[start.begin :]):
-            if self._denoising.guided(state, plan, i) and state.negative_prompt_embeds is None:
+        def predict(step: int, scaled: Array, timestep: float) -> Array:
+            if self._denoising.guided(state, plan, step) and state.negative_prompt_embeds is None:
                 unguided()  # not before it is needed: it costs a run of the text encoder
-            sample = scheduler.scale_model_input(state.latents, t)
-            noise = self._denoising.predict(state, plan, i, sample, float(t))
-            stepped = scheduler.step(noise, t, state.latents, generator=generators, eta=eta)
-            state.step, state.timestep = i, float(t)
-            state.latents, state.denoised = stepped.prev_sample, stepped.denoised
-            if start.blend is not None:
-                state.latents = start.blend(i, state.latents)
-            yield state
+            return self._denoising.predict(state, plan, step, scaled, timestep)
+
+        return sample(state, scheduler, start, generators, eta, predict)
 
     def _scheduled(self, call: Call) -> Scheduler:
-        scheduler = copy.deepcopy(self._scheduler)
-        custom = call.timesteps is not None or call.sigmas is not None
-        count = call.num_inference_steps
-        count = None if custom and count is None else check_count("num_inference_steps", count)
-        scheduler.set_timesteps(count, timesteps=call.timesteps, sigmas=call.sigmas)
-        return scheduler
+        return scheduled(self._scheduler, call, **self._schedule_options(call))
 
     def _start(
         self, call: Call, scheduler: Scheduler, batch: int, size: tuple[int, int], generators: Generators
     ) -> Start:
         """The first latents, by what the call brings."""
         shape = (batch, self.vae.channels, *(side // self.vae_scale_factor for side in size))
+        span = self._span(call, scheduler)
+        self._require_channels(call)
         if call.task == INPAINTING:
             masks = to_mask(call.mask_image, size)
             return from_masked(
-                call, self._pixels(call, size), masks, self.vae, scheduler, shape, generators, self._channels
+                call, self._pixels(call, size), masks, self.vae, scheduler, shape, generators, self._channels, span
             )
         if call.task == IMAGE_TO_IMAGE:
-            begin = begin_at(scheduler, call.count(scheduler), call.strength)
-            return from_picture(self._pixels(call, size), self.vae, scheduler, batch, begin, generators)
-        return from_noise(shape, call.latents, generators, scheduler.init_noise_sigma)
+            if call.latents is not None:  # noised already
+                return Start(given_latents(call.latents, shape), span.begin, span.end)
+            return from_picture(self._pixels(call, size), self.vae, scheduler, batch, span, generators)
+        return from_noise(shape, call.latents, generators, scheduler.init_noise_sigma, span.end)
+
+    def _span(self, call: Call, scheduler: Scheduler) -> Span:
+        """The steps to run: of a picture the last `strength` of them."""
+        if call.task == TEXT_TO_IMAGE:
+            return Span()
+        return Span(begin_at(scheduler, call.count(scheduler), call.strength))
+
+    def _defaults(self, call: Call) -> Mapping[str, Any]:
+        """What the call's task takes where nothing is said. Raises InputError for a task that is not the family's."""
+        if call.task not in self.defaults:
+            wants = {TEXT_TO_IMAGE: "give image", IMAGE_TO_IMAGE: "leave image out", INPAINTING: "leave mask_image out"}
+            raise InputError(
+                f"{self.class_name} does {' and '.join(self.defaults)}, not {call.task}: {wants[call.task]}"
+            )
+        found = self.defaults[call.task]
+        if call.strength is not None and "strength" not in found:
+            raise InputError(
+                f"strength={call.strength}: {call.task} of {self.class_name} starts from noise, and has none"
+            )
+        return found
+
+    def _require_channels(self, call: Call) -> None:
+        """Raise InputError for a task that the denoiser was not made for."""
+        given = self.vae.channels + self.further_channels
+        if call.task != INPAINTING and self._channels != given:
+            raise InputError(
+                f"this model's denoiser takes {self._channels} channels, and {call.task} of {self.class_name} gives it {given}"
+                + ": it wants image and mask_image" * (self._channels == 2 * self.vae.channels + 1)
+            )
 
     def _pixels(self, call: Call, size: tuple[int, int]) -> Array:
         if call.image is None:
             raise InputError("mask_image was given without image, the picture that it is a mask of")
-        return to_pixels(call.image, size)
+        if not is_latents(call.image, self.vae.channels):
+            return to_pixels(call.image, size)
+        had, wanted = call.image.shape[2:], tuple(side // self.vae_scale_factor for side in size)
+        if had != wanted:
+            raise InputError(
+                f"image has latents of {had[0]}x{had[1]}, and this picture has {wanted[0]}x{wanted[1]} of them"
+            )
+        return np.asarray(call.image, dtype=np.float32)
 
     @property
     def _channels(self) -> int:
-        channels: int = self._unet_config["in_channels"]
+        channels: int = self._denoiser_config["in_channels"]
         return channels
 
     def _texts(self, call: Call) -> tuple[list[str] | None, list[str]]:
@@ -197,23 +243,37 @@ class LatentDiffusion(Pipeline):
         texts = None if call.prompt is None else as_list(call.prompt)
         count = len(call.prompt_embeds) if texts is None and call.prompt_embeds is not None else len(texts or ())
         _, tokens, width = input_shape(self.denoiser, "encoder_hidden_states")
-        for name in ("prompt_embeds", "negative_prompt_embeds"):
-            embeds = getattr(call, name)
-            if embeds is not None and np.shape(embeds) != (count, tokens, width):
-                raise InputError(f"{name} has shape {np.shape(embeds)}, not {(count, tokens, width)}")
+        given = {name: getattr(call, name) for name in ("prompt_embeds", "negative_prompt_embeds")}
+        for name, embeds in given.items():
+            if embeds is None:
+                continue
+            if isinstance(tokens, str):  # any number, and the same for both
+                tokens = np.shape(embeds)[1] if np.ndim(embeds) == 3 else 0
+            if np.shape(embeds) != (count, tokens, width):
+                raise InputError(f"{name} has shape {np.shape(embeds)}, not {(count, tokens or 'any number', width)}")
         return texts, as_negative(call.negative_prompt, count)
 
     def _size(self, call: Call) -> tuple[int, int]:
         """(height, width) in pixels: as asked, a static bundle's, the picture's own, or the model's."""
-        default = self.default_size
+        default = self._steering.default_size(call, self.size_multiple) or self.default_size
         if call.task == IMAGE_TO_IMAGE:
-            height, width = (side // self.size_multiple * self.size_multiple for side in size_of(call.image))
-            default = (height or self.size_multiple, width or self.size_multiple)
+            default = self._own_size(call.image)
         return self._side(call, 0, default[0]), self._side(call, 1, default[1])
+
+    def _own_size(self, image: Any) -> tuple[int, int]:
+        """(height, width) that a picture is made at where nothing else is said: its own, cut to what the model takes."""
+        if is_latents(image, self.vae.channels):
+            return image.shape[2] * self.vae_scale_factor, image.shape[3] * self.vae_scale_factor
+        height, width = (side // self.size_multiple * self.size_multiple for side in size_of(image))
+        return height or self.size_multiple, width or self.size_multiple
+
+    def _fixed_latent(self, axis: int) -> int | None:
+        """The height (0) or width (1) of a static graph's latents."""
+        return fixed_size(self.denoiser, self.denoiser_type.sample, 2 + axis)
 
     def _side(self, call: Call, axis: int, default: int) -> int:
         name, value = (("height", call.height), ("width", call.width))[axis]
-        latent = fixed_size(self.denoiser, "sample", 2 + axis)
+        latent = self._fixed_latent(axis)
         if latent is not None:
             fixed: int = latent * self.vae_scale_factor
             if value not in (None, fixed):

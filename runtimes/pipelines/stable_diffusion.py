@@ -9,9 +9,9 @@ import numpy as np
 
 from .base import Parts
 from .call import IMAGE_TO_IMAGE, INPAINTING, TEXT_TO_IMAGE, Call
-from .common import Array, Condition
+from .common import Array, Condition, input_shape
 from .latent_diffusion import Defaults, LatentDiffusion
-from .prompts import TextEncoder
+from .prompts import NORM, PLAIN, Reading, TextEncoder, readings
 
 _COMMON = {"num_inference_steps": 50, "guidance_scale": 7.5}
 
@@ -30,22 +30,29 @@ class StableDiffusion(LatentDiffusion):
         super().__init__(parts)
         self.text_encoder = parts.engines["text_encoder"]
         self.tokenizer = parts.tokenizers["tokenizer"]
-        self._prompts = TextEncoder(self.text_encoder, self.tokenizer)
+        norm = parts.extras.get("text_encoder", {}).get(NORM)
+        self._prompts = TextEncoder(self.text_encoder, self.tokenizer, norm=norm)
 
-    def encode_prompt(self, prompts: Sequence[str]) -> Array:
+    def encode_prompt(self, prompts: Sequence[str], reading: Reading = PLAIN) -> Array:
         """Text embeddings, (len(prompts), tokens, width). Those of the last texts are kept: each is encoded once."""
-        return self._prompts(prompts).embeds
+        return self._prompts(prompts, reading).embeds
+
+    def _forget(self) -> None:
+        self._prompts.forget()
 
     def condition(
         self, call: Call, texts: list[str] | None, negatives: list[str], _: tuple[int, int]
     ) -> tuple[Condition, Callable[[], Condition]]:
         """Text embeddings alone."""
+        tokens = input_shape(self.denoiser, "encoder_hidden_states")[1]
+        reading, plain = readings(call, [self._prompts], texts or (), negatives, tokens)
 
         def negative() -> Condition:
             given = call.negative_prompt_embeds
-            return Condition(self.encode_prompt(negatives) if given is None else np.asarray(given), {})
+            return Condition(self.encode_prompt(negatives, plain) if given is None else np.asarray(given), {})
 
-        return Condition(np.asarray(call.prompt_embeds) if texts is None else self.encode_prompt(texts), {}), negative
+        positive = np.asarray(call.prompt_embeds) if texts is None else self.encode_prompt(texts, reading)
+        return Condition(positive, {}), negative
 
 
 PIPELINE = StableDiffusion
