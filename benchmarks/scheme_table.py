@@ -29,6 +29,7 @@ from .engine_table import GUIDANCE, STEPS, open_diffusers, peak_mib, size, why_n
 
 TARGETS = ("onnx", "openvino", "torch", "coreml", "tensorrt")
 BATCH = 10
+HALVES = {"float16": "fp16", "bfloat16": "bf16"}
 HEAD = "| engine | scheme | MB | times smaller | s per step | peak MiB | PSNR, dB | SSIM | checker |"
 
 
@@ -52,17 +53,32 @@ def prepared(folder: Path, targets: list[str]) -> Path:
     """The bundle with every engine's schemes, as far as they are not there yet."""
     bundle = folder / "bundle"
     if not bundle.exists():
-        ingot.export("shapes", bundle, to=targets)
+        ingot.export(
+            "shapes",
+            bundle,
+            to=targets,
+            options={"coreml": {"deployment_target": "iOS18"}} if "coreml" in targets else {},
+        )
     prompts = [scene.caption for scene in split()[0][:16]]  # seen in training: calibration is no test
     held = names(Bundle.open(bundle, hashes=False).manifest)
     for engine in targets:
-        missing = [scheme for scheme in toolchain(engine).SCHEMES if (engine, scheme) not in held]
+        done = {scheme for target, scheme in held if target == engine}
+        done |= {HALVES[dtype] for dtype in done & HALVES.keys()}  # floats that are halves already
+        missing = [scheme for scheme in toolchain(engine).SCHEMES if scheme not in done]
         if missing:
-            try:
-                ingot.quantize(bundle, missing, to=engine, calibrate=prompts)
-            except IngotError as error:
-                print(f"{engine} {', '.join(missing)}: {error}", file=sys.stderr)
+            quantized(bundle, engine, missing, prompts)
     return bundle
+
+
+def quantized(bundle: Path, engine: str, schemes: list[str], prompts: list[str]) -> None:
+    """Add schemes, in one go where all of them can be had."""
+    try:
+        ingot.quantize(bundle, schemes, to=engine, calibrate=prompts)
+    except IngotError as error:
+        for scheme in schemes if len(schemes) > 1 else ():
+            quantized(bundle, engine, [scheme], prompts)
+        if len(schemes) == 1:
+            print(f"{engine} {schemes[0]}: {error}", file=sys.stderr)
 
 
 def names(manifest: Manifest) -> list[tuple[str, str]]:

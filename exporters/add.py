@@ -21,15 +21,18 @@ from ingot.runtimes.parity_data import load_calls
 
 from .atomic import atomic_folder
 from .bundle_writer import save_manifest, versions
-from .capture import capture
 from .cast import cast_components, finish
 from .checkpoint import Checkpoint
 from .component import Component
 from .deepcache import BRANCH, SHALLOW
-from .export import load, prepare
+from .export import components_of, load, prepare
+from .long_prompts import AXIS, require_long_prompts
+from .lora import fuse_again
 from .picture import compare_pictures, reference_picture
 from .relink import described, relink
 from .request import Request, request
+from .safety import ROLE as SAFETY_CHECKER
+from .textual_inversion import add_again
 
 # Relative L2 between the answers of the model that made the bundle and of the one at hand. The same weights on another
 # machine differ by 1e-6; in another precision by 1e-3.
@@ -64,18 +67,27 @@ def add(
     """
     wanted = request(to, dtype, height, width, batch, static, options, progress)
     old = Bundle.open(Path(bundle).resolve())
-    wanted = dataclasses.replace(wanted, rewrites=_rewrites(old), deep_cache=_branch(old))
+    wanted = dataclasses.replace(
+        wanted,
+        rewrites=_rewrites(old),
+        deep_cache=_branch(old),
+        long_prompts=_takes_any_tokens(old),
+        safety_checker=SAFETY_CHECKER in old.manifest.components,
+    )
+    require_long_prompts(wanted)
     _refuse_present(old, wanted, overwrite)
     with atomic_folder(old.path, overwrite=True) as folder:
         checkpoint = _checkpoint(old, model, revision, config, allow_pickle, vae)
+        if isinstance(model, str | Path | None):  # a pipeline in memory is taken as it is
+            pipe = add_again(checkpoint.pipe, old.manifest.provenance.textual_inversions)
+            checkpoint = dataclasses.replace(checkpoint, pipe=pipe)
+            fuse_again(checkpoint.pipe, old.manifest.provenance.loras)
         wanted = prepare(checkpoint, wanted, old.path)
         pipe = checkpoint.pipe
         reference = reference_picture(
             pipe, wanted.size if wanted.static else None, wanted.batch if wanted.static else 1
         )
-        components = capture(
-            pipe, size=wanted.size, batch=wanted.batch, rewrites=wanted.rewrites, deep_cache=wanted.deep_cache
-        )
+        components = components_of(pipe, wanted)
         _require_same(old, components)
         kept = _link(old, folder, wanted.targets)
         entries, files = cast_components(components, folder, wanted, parity_data=_parity_data(old))
@@ -116,6 +128,12 @@ def _branch(old: Bundle) -> int | None:
     """DeepCache's branch, where the bundle has a shallow UNet."""
     shallow = old.manifest.components.get(SHALLOW)
     return None if shallow is None else shallow.config.get(BRANCH)
+
+
+def _takes_any_tokens(old: Bundle) -> bool:
+    """Whether the bundle was made for prompts of any length."""
+    graphs = [graph for entry in old.manifest.components.values() for graph in entry.graphs]
+    return any(AXIS in spec.shape for graph in graphs for spec in graph.signature.inputs)
 
 
 def _refuse_present(old: Bundle, wanted: Request, overwrite: bool) -> None:

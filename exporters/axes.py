@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 
-from ingot.runtimes.signature import Dim
+from ingot.runtimes.signature import Dim, read_dim
 
 Axes = Mapping[str, int]
 """Sizes of one recording by name."""
@@ -74,18 +74,11 @@ def in_terms_of(dim: str, known: Iterable[str]) -> str:
     names = sorted(known)
     if dim in names:
         return dim
-    factor, product = _read(dim)
+    factor, product = read_dim(dim)
     for name in names:
-        other, same = _read(name)
+        other, same = read_dim(name)
         if same == product:
             ratio = factor / other
             text = name if ratio.numerator == 1 else f"{name} * {ratio.numerator}"
             return text if ratio.denominator == 1 else f"{text} / {ratio.denominator}"
     return dim
-
-
-def _read(dim: str) -> Term:
-    text, _, denominator = dim.partition("/")
-    first, *others = text.split("*")
-    numerator, names = (int(first), others) if first.isdigit() else (1, [first, *others])
-    return Fraction(numerator, int(denominator or 1)), tuple(names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import inspect
 import json
 from collections.abc import Mapping
 from importlib import metadata
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import SchedulerMixin
 from transformers import PreTrainedTokenizerBase
 
 from ingot.runtimes import manifest as manifests
@@ -20,9 +22,11 @@ from ingot.runtimes.parity_data import load_calls, save_calls
 from ingot.runtimes.signature import Signature
 
 from .checkpoint import Checkpoint
-from .component import Call, Component
+from .component import Call, Component, constants
 
 PARITY_CALLS = 2  # per component: the first of each recording; more would only make the bundle larger
+# Tokens; transformers' tokenizers without a limit say 1e30.
+UNLIMITED = 10**6
 _PACKAGES = (
     "ingot",
     "torch",
@@ -62,19 +66,26 @@ def _arrays(call: Call) -> tuple[dict[str, Any], dict[str, Any]]:
     return {n: t.numpy() for n, t in call.inputs.items()}, {n: t.numpy() for n, t in call.outputs.items()}
 
 
-def component_entry(component: Component, graphs: tuple[Graph, ...], parity_data: str) -> ComponentEntry:
+def component_entry(
+    component: Component, graphs: tuple[Graph, ...], parity_data: str, extras: Mapping[str, str] | None = None
+) -> ComponentEntry:
     """What the manifest says of a component."""
     parameters = sum(p.numel() for p in component.source.parameters())
+    method = component.module.method
     return ComponentEntry(
-        class_name=type(component.source).__name__, config=plain(config_of(component.source)), graphs=graphs,
-        parameters=parameters, parity_data=parity_data,
+        class_name=type(component.source).__name__, graphs=graphs,
+        config=plain({**config_of(component.source), **getattr(method, "config", {})}),
+        parameters=parameters, parity_data=parity_data, arguments=plain(constants(component.module)),
+        method=method if isinstance(method, str) else "forward", extras=dict(extras or {}),
     )  # fmt: skip
 
 
 def write_configs(pipe: Any, components: list[Component], folder: Path) -> None:
-    """`model_index.json`, each component's `config.json` and the scheduler's, for readers such as optimum."""
+    """`model_index.json`, each component's `config.json` and each scheduler's, for readers such as optimum."""
     pipe.save_config(folder)
-    pipe.scheduler.save_pretrained(folder / "scheduler")
+    for name, part in pipe.components.items():
+        if isinstance(part, SchedulerMixin):
+            part.save_pretrained(folder / name)
     for component in components:
         (folder / component.role / "config.json").write_text(
             json.dumps(plain(config_of(component.source)), indent=2) + "\n"
@@ -94,8 +105,10 @@ def write_tokenizers(pipe: Any, folder: Path) -> dict[str, str]:
             )
         part.save_pretrained(folder / role)
         _write_vocabulary(json.loads(fast.to_str()), folder / role)
-        fast.enable_truncation(part.model_max_length)
-        fast.enable_padding(pad_id=part.pad_token_id, pad_token=part.pad_token, length=part.model_max_length)
+        if part.model_max_length < UNLIMITED:
+            fast.enable_truncation(part.model_max_length)
+            if part.pad_token is not None:
+                fast.enable_padding(pad_id=part.pad_token_id, pad_token=part.pad_token, length=part.model_max_length)
         fast.save(str(folder / role / "tokenizer.json"))
         written[role] = f"{role}/tokenizer.json"
     return written
@@ -121,29 +134,58 @@ def make_manifest(
         pipeline=type(pipe).__name__,
         components=entries,
         tokenizers=tokenizers,
-        scheduler=_scheduler_options(pipe.scheduler),
+        scheduler=_scheduler_options(_scheduler(pipe)),
         config=_own_options(pipe),
+        schedulers=_further_schedulers(pipe),
         processors=_processors(pipe),
         files={file.relative_to(folder).as_posix(): describe_file(file) for file in files},
         provenance=origin,
     )
 
 
+def _scheduler(pipe: Any) -> Any:
+    """The denoiser's, or the first of a pipeline with several."""
+    own = getattr(pipe, "scheduler", None)  # which has a length, and so may be false
+    parts = [part for part in pipe.components.values() if isinstance(part, SchedulerMixin)]
+    return next(iter(parts), None) if own is None else own
+
+
 def _scheduler_options(scheduler: Any) -> dict[str, Any]:
     """What the checkpoint itself says of its scheduler: an option that nobody gave is left to each class's own default,
-    which is how diffusers exchanges schedulers."""
+    which is how diffusers exchanges schedulers. Empty for a pipeline without one."""
+    if scheduler is None:
+        return {}
     defaulted = set(scheduler.config.get("_use_default_values", ()))
     given = {name: value for name, value in scheduler.config.items() if name not in defaulted}
     return {**plain(given), "_class_name": type(scheduler).__name__}
 
 
+def _further_schedulers(pipe: Any) -> dict[str, dict[str, Any]]:
+    """Those that a pipeline has beside its denoiser's, such as the one that noises an upscaler's picture."""
+    own = _scheduler(pipe)
+    parts = {name: part for name, part in pipe.components.items() if isinstance(part, SchedulerMixin)}
+    return {name: _scheduler_options(part) for name, part in parts.items() if part is not own}
+
+
 def _own_options(pipe: Any) -> dict[str, Any]:
     """The options of the pipeline itself; its modules are named by a library and a class each."""
-    options = plain(dict(pipe.config))
+    # some options diffusers keeps as attributes alone: is_cosxl_edit
+    attributes = {name: vars(pipe).get(name) for name in inspect.signature(type(pipe).__init__).parameters}
+    options: dict[str, Any] = {n: v for n, v in attributes.items() if isinstance(v, bool | int | float | str)}
+    options |= plain(dict(pipe.config))
+    if isinstance(getattr(pipe, "labels", None), dict):  # DiT's classes, which diffusers reads and does not keep
+        options["id2label"] = _by_number(pipe.labels)
     return {
         name: value
         for name, value in options.items()
         if name not in pipe.components and name not in ("_class_name", "_diffusers_version")
+    }
+
+
+def _by_number(labels: dict[str, int]) -> dict[str, str]:
+    """Names of classes by their numbers, several of one joined by commas: as checkpoints have them."""
+    return {
+        str(n): ", ".join(name for name, number in labels.items() if number == n) for n in sorted(set(labels.values()))
     }
 
 
@@ -163,8 +205,8 @@ def save_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def config_of(module: torch.nn.Module) -> dict[str, Any]:
-    """A diffusers or transformers config as a mapping."""
-    config: Any = module.config
+    """A diffusers or transformers config as a mapping; empty for a module that has none."""
+    config: Any = getattr(module, "config", {})
     return dict(config.to_dict()) if hasattr(config, "to_dict") else dict(config)
 
 
@@ -185,7 +227,8 @@ def provenance(checkpoint: Checkpoint, command: str | None) -> Provenance:
     """Where the model came from, and what it was cast with."""
     return Provenance(
         source=checkpoint.source, revision=checkpoint.revision, licence=checkpoint.licence, command=command, versions=versions(),
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), loras=checkpoint.loras,
+        textual_inversions=checkpoint.textual_inversions,
     )  # fmt: skip
 
 

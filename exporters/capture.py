@@ -11,7 +11,8 @@ out stays with the component, to hold every graph against.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,9 +25,20 @@ from .component import Call, Component, FlatModule, signature_of
 from .deepcache import ROLE, require_branch, split
 from .dummies import Sizes
 from .flatten import FlatCall, flatten
+from .ip_adapter import with_scale_input
 from .onnx_names import input_name, output_name
 from .recording import Recorded, record
 from .rewrites import applied, canonical, those_that_apply
+
+# Where pipelines keep how many pixels make a latent, the first that is there, and what they call their denoisers.
+FACTORS = (
+    "vae_scale_factor",
+    "vae_scale_factor_spatial",
+    "vae_spatial_scale_factor",
+    "vae_spatial_compression_ratio",
+    "movq_scale_factor",
+)
+DENOISERS = ("unet", "transformer")
 
 
 def capture(
@@ -37,6 +49,7 @@ def capture(
     inputs: Mapping[str, Any] | None = None,
     rewrites: Sequence[str] = (),
     deep_cache: int | None = None,
+    refused: dict[str, str] | None = None,
 ) -> list[Component]:
     """Run `pipe` twice and return its components in the order of their use.
 
@@ -46,19 +59,25 @@ def capture(
     the rewritten model answers. `deep_cache` is a branch of the UNet at which it becomes two components (see deepcache).
     The pipeline's modules are put into evaluation mode and float32, in place. Raises ExportError when the pipeline refuses
     every size, or needs an argument that nothing here has an example for; InputError for a rewrite that changes nothing in
-    it, or a branch that it does not have.
+    it, or a branch that it does not have; ExportError too for a component that cannot become a function of tensors, unless
+    there is a dictionary `refused`, which gets the reason by its role.
     """
     modules = [module.eval().float() for module in pipe.components.values() if isinstance(module, nn.Module)]
     rewrites = _effective(rewrites, modules, type(pipe).__name__)
     if deep_cache is not None:
         require_branch(getattr(pipe, ROLE, None), deep_cache)
     with torch.no_grad(), applied(rewrites, *modules):
-        recordings, axes = _record_twice(pipe, size, batch, dict(inputs or {}))
-        components = [
-            _component(role, first, recordings[1][role], axes, rewrites)
-            for role, first in recordings[0].items()
-            if role in recordings[1]
-        ]
+        recordings, (first, second) = record_twice(pipe, size, batch, inputs)
+        axes = first.axes(), second.axes()
+        components = []
+        for role, recorded in recordings[0].items():
+            try:
+                component = _component(role, recorded, recordings[1].get(role, recorded), axes, rewrites)
+                components.append(with_scale_input(component, axes))
+            except ExportError as error:
+                if refused is None:
+                    raise
+                refused[role] = str(error)
         return components if deep_cache is None else split(components, deep_cache, axes)
 
 
@@ -71,32 +90,54 @@ def _effective(rewrites: Sequence[str], modules: Sequence[nn.Module], pipeline: 
     return names
 
 
-def _record_twice(
-    pipe: Any, size: tuple[int, int] | None, batch: int, inputs: dict[str, Any]
-) -> tuple[list[dict[str, Recorded]], tuple[Axes, Axes]]:
-    unit = _unit(pipe)
-    for attempt in range(4):
-        first, second = _sizes(size, batch, unit << attempt)
+def record_twice(
+    pipe: Any, size: tuple[int, int] | None = None, batch: int = 1, inputs: Mapping[str, Any] | None = None
+) -> tuple[list[dict[str, Recorded]], tuple[Sizes, Sizes]]:
+    """What two runs of the pipeline asked of its components, and the sizes of the runs."""
+    for first, second in sizes_to_try(pipe, size, batch):
         try:
-            runs = [record(pipe, sizes, inputs) for sizes in (first, second)]
-        except ValueError as error:
-            # How diffusers refuses a size (Stable Diffusion wants multiples of 8 even where the VAE's factor is 4).
+            return [record(pipe, sizes, inputs or {}) for sizes in (first, second)], (first, second)
+        except ExportError:
+            raise
+        except (ValueError, RuntimeError) as error:
+            # How diffusers refuses a size (Stable Diffusion wants multiples of 8 even where the VAE's factor is 4), and
+            # torch one that the model's layers make nothing of.
             refusal = error
-        except (RuntimeError, TypeError, KeyError, AttributeError, IndexError) as error:
+        except (TypeError, LookupError, AttributeError, AssertionError, ArithmeticError) as error:
             raise ExportError(f"{type(pipe).__name__} failed while it was recorded: {error}") from error
-        else:
-            return runs, (first.axes(), second.axes())
     raise ExportError(f"{type(pipe).__name__} cannot be run to record it: {refusal}") from refusal
 
 
+def sizes_to_try(pipe: Any, size: tuple[int, int] | None = None, batch: int = 1) -> Iterator[tuple[Sizes, Sizes]]:
+    """Sizes of two recordings, the smallest first, larger ones where a pipeline refuses them."""
+    unit = _unit(pipe)
+    for attempt in range(5):
+        yield _sizes(size, batch, unit << attempt)
+
+
 def _unit(pipe: Any) -> int:
-    """Pixels to a side of the denoiser's smallest feature: the VAE's factor, the UNet's halvings, the patch."""
-    unit = int(getattr(pipe, "vae_scale_factor", None) or 1)
-    for name in ("unet", "transformer"):
+    """Pixels to a side of the denoiser's smallest feature: the autoencoder's factor, the UNet's halvings, the patch."""
+    unit = factor(pipe)
+    for name in DENOISERS:
         config = getattr(getattr(pipe, name, None), "config", None)
         if config is not None:
-            unit *= 2 ** (len(config.get("block_out_channels", (0,))) - 1) * (config.get("patch_size") or 1)
-    return unit
+            unit *= _halvings(config) * _largest(config.get("patch_size") or 1)
+    processor = getattr(getattr(pipe, "image_processor", None), "config", {})  # FLUX packs two latents into one
+    return math.lcm(unit, int(processor.get("vae_scale_factor") or 1))
+
+
+def factor(pipe: Any) -> int:
+    """Pixels to a side of one latent; 1 for a model of pixels."""
+    return next((int(getattr(pipe, name)) for name in FACTORS if getattr(pipe, name, None)), 1)
+
+
+def _halvings(config: Mapping[str, Any]) -> int:
+    blocks = config.get("block_out_channels", (0,))
+    return int(2 ** (len(blocks) - 1)) if isinstance(blocks, (list, tuple)) else 1
+
+
+def _largest(value: Any) -> int:
+    return int(max(value)) if isinstance(value, (list, tuple)) else int(value)
 
 
 def _sizes(size: tuple[int, int] | None, batch: int, unit: int) -> tuple[Sizes, Sizes]:
@@ -123,7 +164,8 @@ def _component(
     done = [[_named(role, module, call, names) for call in run] for run in runs]
     signature = signature_of(done[0][0], done[1][0], axes)
     own = those_that_apply(rewrites, first.source)
-    return Component(role, first.source, module, tuple(itertools.chain(*done)), signature, rewrites=own)
+    calls = done[0] if runs[0] is runs[1] else [*done[0], *done[1]]
+    return Component(role, first.source, module, tuple(calls), signature, rewrites=own)
 
 
 def _output_names(role: str, module: FlatModule, call: FlatCall) -> list[str] | None:

@@ -42,9 +42,7 @@ def cast_components(
                 require_parity_data(component, folder / data, written.signature)
                 bar.update()
             component.traces.clear()
-            entries[component.role] = component_entry(
-                component, tuple(graphs), data, write_extras(component, folder)
-            )
+            entries[component.role] = component_entry(component, tuple(graphs), data, write_extras(component, folder))
     return _share(entries, components, folder, files), files
 
 

@@ -15,6 +15,7 @@ import transformers
 from diffusers import DiffusionPipeline
 
 from ingot.runtimes.errors import ExportError, InputError
+from ingot.runtimes.manifest import AddedToken, FusedLora
 from ingot.shapes import MODEL_DIR
 
 PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
@@ -26,12 +27,14 @@ _WHY_NOT_PICKLE = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded pipeline, float32, with what is known of its origin."""
+    """A loaded pipeline, float32, with what is known of its origin, and the LoRAs and tokens that were added to it."""
 
     pipe: Any
     source: str
     revision: str | None
     licence: str | None
+    loras: tuple[FusedLora, ...] = ()
+    textual_inversions: tuple[AddedToken, ...] = ()
 
 
 def load_checkpoint(

@@ -15,6 +15,9 @@ from ingot.runtimes.signature import Signature, TensorSpec
 from .axes import Axes, name_shapes
 from .rewrites import applied
 
+# What an answer without fields is called: a bare tensor, or a sequence of them.
+NAMELESS = "output"
+
 
 @dataclass(frozen=True)
 class Call:
@@ -60,7 +63,12 @@ class FlatModule(nn.Module):
         given = dict(zip(self.input_names, tensors, strict=True))
         method = self.method
         function = getattr(self.source, method) if isinstance(method, str) else partial(method, self.source)
-        return dict(tensor_leaves(function(**{name: _fill(value, given) for name, value in self.template.items()})))
+        return dict(answer_leaves(function(**{name: _fill(value, given) for name, value in self.template.items()})))
+
+
+def constants(module: FlatModule) -> dict[str, Any]:
+    """What a flat module folds in, by dotted path."""
+    return {path: value for path, value in leaves(module.template) if not isinstance(value, Slot)}
 
 
 @dataclass
@@ -101,6 +109,21 @@ def signature_of(small: Call, large: Call, axes: tuple[Axes, Axes]) -> Signature
 def dtype_name(tensor: Tensor) -> str:
     """NumPy's name of a tensor's dtype."""
     return str(tensor.dtype).removeprefix("torch.")
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Everything in a nest of mappings and sequences, with its dotted path."""
+    if isinstance(value, (Mapping, list, tuple)):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, item in items:
+            yield from leaves(item, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value
+
+
+def answer_leaves(value: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a method's answer: by its fields, or as `output`, `output.0`, … where it has none."""
+    yield from tensor_leaves(value, "" if isinstance(value, Mapping) else NAMELESS)
 
 
 def tensor_leaves(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -23,6 +23,7 @@ PACKAGES = {
     "controlnet": "ControlNet",
     "safety_checker": "SafetyChecker",
 }
+SAFETY_SCORES = "SafetyScores"
 # By role, else for every role: ours to Apple's.
 INPUTS = {("vae_decoder", "latent_sample"): "z", ("vae_encoder", "sample"): "x"}
 OUTPUTS = {
@@ -40,6 +41,8 @@ FLOAT32_INPUTS = ("timestep", "time_ids", "input_ids", "conditioning_scale")
 
 def package_name(role: str, signature: Signature) -> str:
     """`Unet`, or `ControlledUnet` for one that takes a ControlNet's residuals; other roles in capitals: `ImageEncoder`."""
+    if role == "safety_checker" and not any(spec.name == "images" for spec in signature.inputs):
+        return SAFETY_SCORES  # beside Apple's, which takes pictures
     name = PACKAGES.get(role) or "".join(word.capitalize() for word in role.split("_"))
     controlled = any(spec.name.startswith(DOWN_RESIDUALS) for spec in signature.inputs)
     return f"Controlled{name}" if controlled else name

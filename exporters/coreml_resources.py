@@ -21,6 +21,7 @@ from ingot.runtimes.engines._coreml import require_names, stored_packages
 from ingot.runtimes.errors import ExportError, InputError
 
 from .atomic import atomic_folder
+from .coreml_names import SAFETY_SCORES
 from .coreml_safety import ROLE as SAFETY_CHECKER
 
 CONTROLNETS = "controlnet"
@@ -64,8 +65,8 @@ def resources(bundle_folder: str | Path, output: str | Path, *, overwrite: bool 
 def _packages(bundle: Bundle) -> Iterator[Path]:
     """Every package of the bundle, and the safety checker's, which is no component."""
     found = False
-    for entry in bundle.manifest.components.values():
-        for graph in entry.graphs:
+    for role, entry in bundle.manifest.components.items():
+        for graph in entry.graphs if role != SAFETY_CHECKER else ():
             if graph.engine == "coreml":
                 found = True
                 folder = bundle.file(graph.files[0]).parent.parent
@@ -77,6 +78,7 @@ def _packages(bundle: Bundle) -> Iterator[Path]:
             f"{bundle.path} has no Core ML graphs, it has {', '.join(engines)}: `ingot add {bundle.path} --to coreml` adds them"
         )
     more = sorted((bundle.path / SAFETY_CHECKER).glob("*.mlpackage"))
+    more = [package for package in more if package.stem != SAFETY_SCORES]
     require_names(package.name for package in more)
     yield from more
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,6 +34,7 @@ from .rewrites import those_that_apply
 ROLE, SHALLOW = "unet", "unet_shallow"
 FEATURES = "deep_features"
 BRANCH = "deep_cache_branch"  # in the shallow component's config, for whoever adds to the bundle
+Method = str | Callable[..., Any]
 DOWN, UP = (CrossAttnDownBlock2D, DownBlock2D), (CrossAttnUpBlock2D, UpBlock2D)
 
 
@@ -88,7 +89,7 @@ def _consumers(unet: Any) -> list[tuple[int, int]]:
 
 def _full(component: Component, branch: int, axes: tuple[Axes, Axes]) -> Component:
     flat = component.module
-    module = FlatModule(component.source, Full(branch), flat.template, flat.input_names)
+    module = FlatModule(component.source, Full(branch, flat.method), flat.template, flat.input_names)
     calls = tuple(_answered(module, call.inputs) for call in component.calls)
     return dataclasses.replace(
         component, module=module, calls=calls, signature=signature_of(calls[0], calls[-1], axes), traces={}
@@ -100,11 +101,22 @@ class Full:
     """A UNet's forward that answers `deep_features`, too: (batch, channels, height, width) of the branch's level."""
 
     branch: int
+    method: Method = "forward"  # what answers without them
 
     def __call__(self, unet: Any, **arguments: Any) -> dict[str, Any]:
         """The UNet's own answer, and the features."""
         with _entering(unet, self.branch) as features:
-            return {"sample": unet(**arguments).sample, FEATURES: features[0]}
+            return {"sample": _answer(self.method, unet, arguments).sample, FEATURES: features[0]}
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """What the manifest says of the method."""
+        found: Mapping[str, Any] = getattr(self.method, "config", {})
+        return found
+
+
+def _answer(method: Method, unet: Any, arguments: Mapping[str, Any]) -> Any:
+    return unet(**arguments) if isinstance(method, str) else method(unet, **arguments)
 
 
 @contextmanager
@@ -133,9 +145,10 @@ def _shallow(full: Component, branch: int, axes: tuple[Axes, Axes]) -> Component
     template = {**full.module.template, FEATURES: Slot(FEATURES)}
     given = [({**call.inputs, FEATURES: call.outputs[FEATURES]}) for call in full.calls]
     names = (*full.module.input_names, FEATURES)
-    everything = FlatModule(unet, run_shallow, template, names)
+    method = Shallow(full.module.method.method if isinstance(full.module.method, Full) else "forward")
+    everything = FlatModule(unet, method, template, names)
     used = _used(everything, [given[0][named.get(name, name)] for name in names])
-    module = FlatModule(unet, run_shallow, _without(template, set(names) - set(used)), used)
+    module = FlatModule(unet, method, _without(template, set(names) - set(used)), used)
     calls = tuple(_answered(module, {named.get(n, n): tensors[named.get(n, n)] for n in used}) for tensors in given)
     own = those_that_apply(full.rewrites, unet)
     return Component(SHALLOW, unet, module, calls, signature_of(calls[0], calls[-1], axes), rewrites=own)
@@ -147,17 +160,25 @@ def shallow_unet(unet: Any, branch: int) -> Any:
     view._modules["down_blocks"] = _down(unet, branch)
     view._modules["mid_block"] = _Entrance()
     view._modules["up_blocks"] = _up(unet, branch)
-    vars(view)["_internal_dict"] = FrozenDict({**unet.config, BRANCH: branch})
+    # load_ip_adapter sets it as an attribute, which is no item of the config
+    projected = {"encoder_hid_dim_type": unet.config.encoder_hid_dim_type}
+    vars(view)["_internal_dict"] = FrozenDict({**unet.config, **projected, BRANCH: branch})
     return view
 
 
-def run_shallow(unet: Any, *, deep_features: Tensor, **arguments: Any) -> dict[str, Any]:
-    """The answer of a `shallow_unet` that is given the features of an earlier step."""
-    unet.mid_block.held.append(deep_features)
-    try:
-        return {"sample": unet(**arguments).sample}
-    finally:
-        unet.mid_block.held.clear()
+@dataclasses.dataclass(frozen=True)
+class Shallow:
+    """The answer of a `shallow_unet` that is given the features of an earlier step; `method` is the UNet's own way to answer."""
+
+    method: Method = "forward"
+
+    def __call__(self, unet: Any, *, deep_features: Tensor, **arguments: Any) -> dict[str, Any]:
+        """The prediction."""
+        unet.mid_block.held.append(deep_features)
+        try:
+            return {"sample": _answer(self.method, unet, arguments).sample}
+        finally:
+            unet.mid_block.held.clear()
 
 
 class _Entrance(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,24 @@ import torch
 from tqdm import tqdm
 
 from ingot.runtimes.errors import InputError
+from ingot.runtimes.loras import Loras
 from ingot.runtimes.manifest import Manifest
+from ingot.runtimes.pipelines import FAMILIES
+from ingot.runtimes.textual_inversion import Inversions
 
 from .atomic import atomic_folder
 from .bundle_writer import make_manifest, provenance, save_manifest, write_configs, write_tokenizers
 from .capture import capture
 from .cast import cast_components, finish
 from .checkpoint import Checkpoint, load_checkpoint
+from .component import Component
 from .estimate import estimate, require_disk
+from .long_prompts import require_long_prompts, with_any_tokens
+from .lora import fuse, restored
 from .picture import Reference, compare_pictures, default_size, reference_picture
 from .request import Request, request
+from .safety import safety_scores
+from .textual_inversion import with_textual_inversions
 from .vae import with_vae
 
 
@@ -39,6 +48,10 @@ def export(
     options: Mapping[str, Mapping[str, Any]] | None = None,
     rewrites: str | Sequence[str] = (),
     deep_cache: int | None = None,
+    loras: Loras = (),
+    textual_inversions: Inversions = (),
+    long_prompts: bool = False,
+    safety_checker: bool = True,
     vae: Any = None,
     revision: str | None = None,
     config: str | Path | None = None,
@@ -56,15 +69,26 @@ def export(
     `width` (pixels) and `batch` are what the model is recorded at; `static` fixes the graphs to them. `rewrites`
     ("fused_qkv", "token_merging=0.5", "sliced_attention=4") change the model for every target; `deep_cache` is a branch of
     the UNet, 0 the outermost, at which it is written as two graphs (`cache_interval` of the pipeline's call uses them);
+    `loras`, [("style.safetensors", 0.8)], are added to the checkpoint's weights first, for good, and
+    `textual_inversions`, [("cat.safetensors", "<cat>")], to its vocabulary; `long_prompts` has the denoiser take any number of
+    tokens; `safety_checker=False` leaves the checkpoint's own out;
     `vae` is a diffusers folder or a module to decode with in place of the checkpoint's own. `command` goes into the
     provenance. Every graph is held against the torch component and the whole pipeline against diffusers; the bundle
     appears only after all of them passed. Raises InputError for arguments that cannot be used, ExportError for a model, a
     toolchain or a disk that cannot, ParityError for a graph that computes something else.
     """
     wanted = request(to, dtype, height, width, batch, static, options, progress, rewrites, deep_cache)
+    wanted = dataclasses.replace(wanted, long_prompts=long_prompts, safety_checker=safety_checker)
+    require_long_prompts(wanted)
     final = Path(output).resolve()
-    with atomic_folder(final, overwrite=overwrite) as folder:
+    with atomic_folder(final, overwrite=overwrite) as folder, ExitStack() as afterwards:
         checkpoint = load(model, revision=revision, allow_pickle=allow_pickle, config=config, vae=vae)
+        if textual_inversions:
+            pipe, added = with_textual_inversions(checkpoint.pipe, textual_inversions)
+            checkpoint = dataclasses.replace(checkpoint, pipe=pipe, textual_inversions=added)
+        if loras:
+            afterwards.enter_context(restored(model))
+            checkpoint = dataclasses.replace(checkpoint, loras=fuse(checkpoint.pipe, loras))
         wanted = prepare(checkpoint, wanted, final)
         manifest, reference = cast(checkpoint, folder, wanted, command)
         del checkpoint  # the engines that make the picture need the memory that the torch model holds
@@ -95,15 +119,24 @@ def cast(
         reference = reference_picture(
             pipe, wanted.size if wanted.static else None, wanted.batch if wanted.static else 1
         )
-        components = capture(
-            pipe, size=wanted.size, batch=wanted.batch, rewrites=wanted.rewrites, deep_cache=wanted.deep_cache
-        )
+        components = components_of(pipe, wanted)
         bar.set_description("recorded " + ", ".join(component.role for component in components))
     entries, files = cast_components(components, folder, wanted)
     write_configs(pipe, components, folder)
     tokenizers = write_tokenizers(pipe, folder)
     finish(folder, pipe, files)
     return make_manifest(folder, pipe, entries, tokenizers, provenance(checkpoint, command)), reference
+
+
+def components_of(pipe: Any, wanted: Request) -> list[Component]:
+    """What is cast of a pipeline: what it runs, in the order of use, and the safety checker, which judges what it made."""
+    found = capture(pipe, size=wanted.size, batch=wanted.batch, rewrites=wanted.rewrites, deep_cache=wanted.deep_cache)
+    if wanted.long_prompts:
+        found = with_any_tokens(found)
+    runs = type(pipe).__name__ in FAMILIES  # others are attached, and keep theirs
+    if wanted.safety_checker and runs:
+        found += safety_scores(pipe, wanted.batch) if wanted.static else safety_scores(pipe)
+    return found
 
 
 def load(model: Any, *, vae: Any = None, **options: Any) -> Checkpoint:

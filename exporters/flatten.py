@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +11,15 @@ from torch import Tensor
 
 from ingot.runtimes.errors import ExportError
 
-from .component import FlatModule, Slot
+from .component import FlatModule, Slot, leaves
 from .recording import RawCall, Recorded
 
 # Schedulers hand over integers or floats, as they space their steps (linspace gives 946.42): a graph must take both.
 AS_FLOAT = ("timestep",)
 # Set for the graph whatever the pipeline said, where the method has them.
 ALWAYS = {"return_dict": True}
+# What a graph can fold in.
+PLAIN = (bool, int, float, str, torch.dtype, torch.device)
 # A source of chance has no place in a graph: what a posterior draws, the runtime draws.
 NEVER = ("generator",)
 
@@ -34,21 +35,34 @@ class FlatCall:
 def flatten(first: Recorded, second: Recorded) -> tuple[FlatModule, tuple[list[FlatCall], list[FlatCall]]]:
     """The module as a function of the tensors that both recordings have, and the recordings' calls in its terms.
 
-    Raises ExportError when the recordings disagree on which arguments are tensors, or on a constant that no tensor can
-    stand for.
+    A graph folds in what the first call was given beside tensors and numbers. Where the second recording never gives the
+    same (a size as a whole number, another number of tensors), the first one's calls stand for both: the graph is fixed
+    to their sizes. Raises ExportError for an argument that is neither tensor nor plain value.
     """
     forced = _forced(first)
-    leaves = [[dict(_leaves(_arguments(call, forced))) for call in run.calls] for run in (first, second)]
-    names = _variable(leaves[0] + leaves[1])
-    paths = set(leaves[0][0])
+    given = [[dict(leaves(_arguments(call, forced))) for call in run.calls] for run in (first, second)]
+    names = _variable(given)
+    constants = {path: value for path, value in given[0][0].items() if path not in names}
     runs = tuple(
-        [_flat_call(leaf, names, call) for leaf, call in zip(*pair, strict=True) if set(leaf) == paths]
-        for pair in zip(leaves, (first.calls, second.calls), strict=True)
+        [_flat_call(leaf, names, call) for leaf, call in zip(*pair, strict=True) if _alike(leaf, names, constants)]
+        for pair in zip(given, (first.calls, second.calls), strict=True)
     )
-    if not runs[1]:
-        raise ExportError(f"{type(first.source).__name__} was called with other arguments in the second recording")
     template = _template(_arguments(first.calls[0], forced), names)
-    return FlatModule(first.source, first.method, template, tuple(names)), (runs[0], runs[1])
+    return FlatModule(first.source, first.method, template, tuple(names)), (runs[0], runs[1] or runs[0])
+
+
+def _alike(leaves: dict[str, Any], names: list[str], constants: dict[str, Any]) -> bool:
+    """Whether a call has the same arguments, and those that are folded in with the same values."""
+    return (
+        set(leaves) == {*names, *constants}
+        and all(isinstance(leaves[path], Tensor) or _is_number(leaves[path]) for path in names)
+        and all(same(leaves[path], value) for path, value in constants.items())
+    )
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two constants of a call are one."""
+    return type(a) is type(b) and bool(a == b)
 
 
 def _forced(recorded: Recorded) -> dict[str, Any]:
@@ -65,25 +79,28 @@ def _arguments(call: RawCall, forced: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in (call.arguments | forced).items() if name not in NEVER}
 
 
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, (dict, list, tuple)):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, item in items:
-            yield from _leaves(item, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value
+def _variable(runs: list[list[dict[str, Any]]]) -> list[str]:
+    """The paths that become inputs: tensors, and numbers that were not always the same.
 
-
-def _variable(calls: list[dict[str, Any]]) -> list[str]:
-    """The paths that become inputs: tensors, and numbers that were not always the same."""
+    A whole number that only another recording changes is a size (of frames, rows, a picture): Python code counts with
+    it, so that no tensor can stand for it, but for a timestep.
+    """
     names: list[str] = []
-    for path, value in calls[0].items():
-        others = [call[path] for call in calls if path in call]
-        if isinstance(value, Tensor) or (_is_number(value) and any(other != value for other in others)):
+    for path, value in runs[0][0].items():
+        if isinstance(value, Tensor) or (_is_number(value) and _varies(path, runs)):
             names.append(path)
-        elif any(type(other) is not type(value) or other != value for other in others):
-            raise ExportError(f"argument {path!r} changed between calls, from {value!r}, and is no number")
+        elif not (value is None or isinstance(value, PLAIN)):
+            raise ExportError(f"argument {path!r} is a {type(value).__name__}, which no graph takes")
     return names
+
+
+def _varies(path: str, runs: list[list[dict[str, Any]]]) -> bool:
+    values = [[call[path] for call in run if path in call] for run in runs]
+    together = [value for run in values for value in run]
+    if not all(map(_is_number, together)) or all(value == together[0] for value in together):
+        return False
+    whole = path not in AS_FLOAT and all(isinstance(value, int) for value in together)
+    return not whole or any(value != run[0] for run in values for value in run)
 
 
 def _is_number(value: Any) -> bool:

@@ -10,7 +10,7 @@ import openvino as ov
 import torch
 from openvino import opset14 as operators
 from openvino._offline_transformations import apply_moc_transformations
-from openvino.frontend import FrontEndManager
+from openvino.frontend import FrontEndManager, GeneralFailure, OpConversionFailure, OpValidationFailure
 from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
@@ -21,13 +21,15 @@ from .openvino_lower import decomposed, lowered
 
 PREFIX = "source."  # what FlatModule puts before the names of the module that it wraps
 TIMESTEP = "timestep"
+# What OpenVINO says no with: its frontends' own errors are no RuntimeErrors.
+FAILURES = (RuntimeError, GeneralFailure, OpConversionFailure, OpValidationFailure)
 
 
 def build(program: ExportedProgram, signature: Signature, *, quick: bool = True) -> ov.Model:
     """The program as a model whose weights are still torch's memory: keep the program until it is saved.
 
     `ov.convert_model` would do, but decomposes everything, as this does where `quick` is off or fails (see
-    `openvino_lower`), and sends usage statistics home. Raises RuntimeError naming operators that OpenVINO cannot translate.
+    `openvino_lower`), and sends usage statistics home. Raises one of FAILURES naming operators that OpenVINO cannot translate.
     """
     with _quiet(), torch.no_grad():
         model = _quickly(program, signature) if quick else None
@@ -65,7 +67,7 @@ def _quickly(program: ExportedProgram, signature: Signature) -> ov.Model | None:
         return None
     try:
         return _translated(module, signature)
-    except RuntimeError:
+    except FAILURES:
         return None
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,10 @@ from ingot.runtimes.errors import ExportError, ParityError
 from ingot.runtimes.load import build
 from ingot.runtimes.manifest import ImageParity, Manifest
 from ingot.runtimes.metrics import image_psnr
-from ingot.runtimes.pipelines import FAMILIES
+from ingot.runtimes.pipelines import FAMILIES, pipeline_class
 
+from .capture import DENOISERS, factor
+from .dummies import Sizes, call_inputs
 from .parity import open_in_bundle
 from .recording import quietly
 from .request import Request
@@ -26,19 +31,21 @@ from .request import Request
 LIMITS = {"float32": 60.0, "float16": 35.0, "bfloat16": 25.0}
 NO_LIMIT = 0.0  # for rewrites that change the picture, token merging: by how much is recorded, not judged
 PROMPT, SEED, GUIDANCE = "a small yellow star at the left on a purple background", 0, 4.0
+STRENGTH = 0.6  # of a picture to start from, so that both it and the noise show
 STEPS, STEPS_LARGE = 8, 3  # the second for a static size beyond _LARGEST, where a step takes minutes on a CPU
-_LARGEST = 256  # pixels: larger defaults are compared at this side, which tells as much in a fraction of the time
+_LARGEST = 256  # pixels
+_LATENTS = 32  # to a side: larger defaults are compared at this size, which tells as much in a fraction of the time
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A picture by diffusers, (height, width, 3) in 0..1, and the call that made it."""
+    """Pictures by diffusers, (count, height, width, 3) in 0..1, or a prior's embeddings, and the call that made them:
+    `arguments` are those that a bundle's pipeline takes as well."""
 
     picture: NDArray[np.float32]
-    height: int
-    width: int
     count: int
     steps: int
+    arguments: Mapping[str, Any]
 
 
 def reference_picture(pipe: Any, size: tuple[int, int] | None, count: int) -> Reference | None:
@@ -48,23 +55,54 @@ def reference_picture(pipe: Any, size: tuple[int, int] | None, count: int) -> Re
     """
     if type(pipe).__name__ not in FAMILIES:
         return None
-    height, width = size or tuple(min(side, _LARGEST) for side in default_size(pipe))
+    height, width = size or tuple(min(side, _LATENTS * _pixels(pipe)) for side in default_size(pipe))
     steps = STEPS if height * width <= _LARGEST**2 else STEPS_LARGE
-    call = {"height": height, "width": width, "num_images_per_prompt": count, "output_type": "np"}
+    arguments = _arguments(pipe, Sizes(1, height, width), steps, count)
     generators = [torch.Generator().manual_seed(SEED + i) for i in range(count)]
     try:
         with quietly(pipe):
-            made = pipe(PROMPT, num_inference_steps=steps, guidance_scale=GUIDANCE, generator=generators, **call)
+            made = pipe(**{**arguments, "generator": generators})
     except ValueError as error:
         raise ExportError(f"{type(pipe).__name__} cannot make a picture of {height}x{width} pixels: {error}") from error
-    return Reference(made.images, height, width, count, steps)
+    known = {field.name for field in dataclasses.fields(pipeline_class(type(pipe).__name__).call_type)} | {
+        "output_type"
+    }
+    shared = {name: _plain(value) for name, value in arguments.items() if name in known - {"generator"}}
+    return Reference(made[0], count, steps, shared)
+
+
+def _arguments(pipe: Any, sizes: Sizes, steps: int, count: int) -> dict[str, Any]:
+    """A call of diffusers' pipeline: pictures, masks and the like as it is recorded with, and these numbers, as far as it
+    takes them."""
+    own = {
+        "prompt": PROMPT, "num_inference_steps": steps, "guidance_scale": GUIDANCE, "num_images_per_prompt": count,
+        "strength": STRENGTH,
+    }  # fmt: skip
+    taken = inspect.signature(pipe.__call__).parameters
+    if "num_images_per_prompt" not in taken:  # a class or nothing stands for each picture
+        sizes = dataclasses.replace(sizes, batch=count)
+    made = call_inputs(pipe, sizes, {name: value for name, value in own.items() if name in taken})
+    return {name: value for name, value in made.items() if name != "negative_prompt"}
+
+
+def _plain(value: Any) -> Any:
+    return value.numpy() if isinstance(value, torch.Tensor) else value
 
 
 def default_size(pipe: Any) -> tuple[int, int]:
-    """(height, width) in pixels that a latent pipeline makes when nobody names a size."""
-    side = next(getattr(pipe, name) for name in ("unet", "transformer") if hasattr(pipe, name)).config.sample_size
+    """(height, width) in pixels that a pipeline makes when nobody names a size."""
+    parts = [getattr(pipe, name) for name in DENOISERS if hasattr(pipe, name)]
+    if not parts:  # a prior, which makes embeddings
+        return _LATENTS, _LATENTS
+    config = parts[0].config
+    side = getattr(pipe, "default_sample_size", None) or config.sample_size  # no config of FLUX says it
     height, width = (side, side) if isinstance(side, int) else side
-    return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
+    return height * _pixels(pipe), width * _pixels(pipe)
+
+
+def _pixels(pipe: Any) -> int:
+    """Pixels to a side of one latent; of a picture that is to be enlarged 1, whose latents are of its own size."""
+    return 1 if "low_res_scheduler" in pipe.components else factor(pipe)
 
 
 def compare_pictures(
@@ -87,17 +125,18 @@ def compare_picture(
     bundle: Bundle, engine: str, reference: Reference, dtype: str, *, exact: bool = True
 ) -> ImageParity:
     """Make the picture with the bundle. Raises ParityError when it misses the limit of its precision."""
-    with build(bundle, engine=engine, open_graph=open_in_bundle) as pipe:
-        made = pipe(
-            PROMPT, height=reference.height, width=reference.width, num_inference_steps=reference.steps, guidance_scale=GUIDANCE,
-            seed=[SEED + i for i in range(reference.count)], num_images_per_prompt=reference.count, output_type="np", progress=False,
-        )  # fmt: skip
+    with build(bundle, engine=engine, open_graph=open_in_bundle, safety_checker=None) as pipe:
+        seeds = [SEED + i for i in range(reference.count)]
+        made = pipe(**reference.arguments, seed=seeds, progress=False)
     psnr, limit = float(image_psnr(reference.picture, made.images)), LIMITS[dtype] if exact else NO_LIMIT
     if not psnr >= limit:
         raise ParityError(
             f"the {engine} pipeline's picture is {psnr:.1f} dB from diffusers' with the same seed; {dtype} wants {limit:.0f} dB"
         )
+    shape = reference.picture.shape
+    height, width = shape[-3:-1] if len(shape) > 3 else (0, 0)  # a prior's are embeddings
     return ImageParity(
-        psnr_db=psnr if np.isfinite(psnr) else None, limit_db=limit, prompt=PROMPT, seed=SEED, num_inference_steps=reference.steps,
-        height=reference.height, width=reference.width,
+        psnr_db=psnr if np.isfinite(psnr) else None, limit_db=limit, prompt=reference.arguments.get("prompt", ""), seed=SEED,
+        num_inference_steps=reference.steps, height=height, width=width,
+        class_labels=tuple(reference.arguments.get("class_labels", ())),
     )  # fmt: skip

@@ -11,12 +11,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .component import tensor_leaves
+from .component import answer_leaves
 from .dummies import Sizes, call_inputs
 
 # They judge or stamp the finished picture; nothing downstream depends on them.
-LEFT_OUT = ("safety_checker", "watermark")
+LEFT_OUT = ("safety_checker", "watermark", "watermarker")
 MAX_CALLS = 2
+# What pipelines call of a module, and how the component's role is made of the module's name. All others run as they are.
+METHODS = {
+    "forward": "{}",
+    "encode": "{}_encoder",
+    "decode": "{}_decoder",
+    "get_text_features": "{}_text_features",
+    "get_image_features": "{}_image_features",
+    "get_audio_features": "{}_audio_features",
+}
+# Modules that only call others, by what they keep them in: MultiControlNetModel, MultiAdapter.
+SEVERAL = ("nets", "adapters")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a component is found in a pipeline: a method of its `part`, or of one of the modules inside that part."""
+
+    role: str
+    part: str
+    module: nn.Module
+    method: str
+    inside: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,46 +66,76 @@ def record(pipe: Any, sizes: Sizes, inputs: Mapping[str, Any]) -> dict[str, Reco
     seen: dict[str, Recorded] = {}
     with ExitStack() as stack, torch.no_grad():
         stack.enter_context(quietly(pipe))
-        for role, module, method in _methods(pipe):
-            stack.enter_context(_watched(role, module, method, seen))
-        pipe(**call_inputs(pipe.__call__, sizes, inputs))
-        vae = getattr(pipe, "vae", None)
-        if vae is not None and hasattr(vae, "encode") and "vae_encoder" not in seen:
-            noise = torch.rand(_image_shape(vae, sizes), generator=torch.Generator().manual_seed(sizes.index))
-            vae.encode(noise * 2 - 1)
+        busy: set[int] = set()
+        for place in places(pipe):
+            stack.enter_context(_watched(place, seen, busy))
+        pipe(**call_inputs(pipe, sizes, inputs))
+        _encode_too(getattr(pipe, "vae", None), sizes, seen)
     return seen
 
 
-def _methods(pipe: Any) -> Iterator[tuple[str, nn.Module, str]]:
+def places(pipe: Any) -> list[Place]:
+    """Every place that a component of the pipeline may be recorded at, and attached at."""
+    found: dict[tuple[int, str], Place] = {}
     for name, module in pipe.components.items():
         if not isinstance(module, nn.Module) or name in LEFT_OUT:
             continue
-        if hasattr(module, "encode") and hasattr(module, "decode"):
-            yield f"{name}_encoder", module, "encode"
-            yield f"{name}_decoder", module, "decode"
-        else:
-            yield name, module, "forward"
+        for place in _places_of(name, module):
+            # one module under two names, as combined pipelines have them, is one component
+            found.setdefault((id(place.module), place.method), place)
+    return list(found.values())
 
 
-def _image_shape(vae: Any, sizes: Sizes) -> tuple[int, int, int, int]:
-    return sizes.batch, vae.config.in_channels, sizes.height, sizes.width
+def _places_of(name: str, module: nn.Module) -> Iterator[Place]:
+    several = next((key for key in SEVERAL if isinstance(getattr(module, key, None), nn.ModuleList)), None)
+    if several is None:
+        for method, role in METHODS.items():
+            if hasattr(type(module), method):
+                yield Place(role.format(name), name, module, method)
+    else:
+        for index, one in enumerate(getattr(module, several)):
+            yield Place(name if index == 0 else f"{name}_{index + 1}", name, one, "forward", (several, index))
+
+
+def _encode_too(vae: Any, sizes: Sizes, seen: dict[str, Recorded]) -> None:
+    """Have an autoencoder of pictures encode one, where the pipeline only decodes: image-to-image needs it."""
+    decoded = seen.get("vae_decoder")
+    if decoded is None or "vae_encoder" in seen or not hasattr(vae, "encode"):
+        return
+    latents = next((value for value in decoded.calls[0].arguments.values() if isinstance(value, Tensor)), None)
+    if latents is None or latents.dim() != 4 or "num_frames" in decoded.calls[0].arguments:
+        return
+    shape = sizes.batch, vae.config.in_channels, sizes.height, sizes.width
+    noise = torch.rand(shape, generator=torch.Generator().manual_seed(sizes.index))
+    vae.encode(noise * 2 - 1)
 
 
 @contextmanager
-def _watched(role: str, module: nn.Module, method: str, seen: dict[str, Recorded]) -> Iterator[None]:
+def _watched(place: Place, seen: dict[str, Recorded], busy: set[int]) -> Iterator[None]:
+    """Record a place's calls; those that a module makes of itself meanwhile, such as `forward` from another method, are
+    part of its answer."""
+    module, method = place.module, place.method
     original: Callable[..., Any] = getattr(module, method)
     signature = inspect.signature(original)
 
     def watched(*args: Any, **kwargs: Any) -> Any:
-        recorded = seen.setdefault(role, Recorded(module, method, []))
+        if id(module) in busy:
+            return original(*args, **kwargs)
+        recorded = seen.setdefault(place.role, Recorded(module, method, []))
         keep = len(recorded.calls) < MAX_CALLS
         # Cloned before the call: schedulers and pipelines change latents in place.
-        arguments = _cloned(_arguments(signature, args, kwargs)) if keep else {}
-        result = original(*args, **kwargs)
+        arguments = _cloned(bound(signature, args, kwargs)) if keep else {}
+        busy.add(id(module))
+        try:
+            result = original(*args, **kwargs)
+        finally:
+            busy.discard(id(module))
         if keep:
-            recorded.calls.append(RawCall(arguments, [(name, t.detach().clone()) for name, t in tensor_leaves(result)]))
+            recorded.calls.append(RawCall(arguments, [(name, t.detach().clone()) for name, t in answer_leaves(result)]))
         return result
 
+    # pipelines look at the parameters of what they call
+    watched.__signature__ = signature  # type: ignore[attr-defined]  # functions take any attribute
     # On the instance, under the name that nn.Module.__call__ looks up: works for forward, decode and encode alike.
     setattr(module, method, watched)
     try:
@@ -92,11 +144,12 @@ def _watched(role: str, module: nn.Module, method: str, seen: dict[str, Recorded
         delattr(module, method)
 
 
-def _arguments(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    bound = signature.bind(*args, **kwargs).arguments
+def bound(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """A call's arguments by parameter name, those of `**kwargs` among them. Raises TypeError as the call would."""
+    arguments = signature.bind(*args, **kwargs).arguments
     extra = [name for name, p in signature.parameters.items() if p.kind is p.VAR_KEYWORD]
-    return {key: value for key, value in bound.items() if key not in extra} | dict(
-        *(bound.get(name, {}) for name in extra)
+    return {key: value for key, value in arguments.items() if key not in extra} | dict(
+        *(arguments.get(name, {}) for name in extra)
     )
 
 

@@ -16,7 +16,8 @@ from .targets import check_options, dtype_for
 class Request:
     """Targets in order, the precision and the options of each, and what the model is recorded at: (height, width) in
     pixels, None for the smallest that will do, and pictures at once. `rewrites` hold for all targets, and so does
-    `deep_cache`, the UNet's branch at which it is split."""
+    `deep_cache`, the UNet's branch at which it is split. `long_prompts` leaves the number of tokens open, `safety_checker`
+    has the checkpoint's own written where it has one."""
 
     dtypes: dict[str, str]
     options: dict[str, dict[str, Any]]
@@ -26,6 +27,8 @@ class Request:
     progress: bool
     rewrites: tuple[str, ...] = ()
     deep_cache: int | None = None
+    long_prompts: bool = False
+    safety_checker: bool = True
 
     @property
     def exact(self) -> bool:

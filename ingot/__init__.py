@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ingot.exporters.add import add
+    from ingot.exporters.attach import attach, detach
     from ingot.exporters.export import export
     from ingot.quantization.quantize import quantize
     from ingot.runtimes.bundle import Bundle
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Bundle", "BundleError", "EngineError", "ExportError", "Generator", "IngotError", "InputError", "ParityError",
-    "add", "export", "load", "quantize", "verify",
+    "add", "attach", "detach", "export", "load", "quantize", "verify",
 ]  # fmt: skip
 
 _HOME = {
     "add": "exporters.add",
+    "attach": "exporters.attach",
+    "detach": "exporters.attach",
     "Bundle": "runtimes.bundle",
     "Generator": "runtimes.noise",
     "export": "exporters.export",
@@ -45,7 +48,7 @@ def __getattr__(name: str) -> Any:
     try:
         value = getattr(importlib.import_module(f"ingot.{_HOME.get(name, 'runtimes.errors')}"), name)
     except ModuleNotFoundError as error:
-        if name not in ("add", "export", "quantize") or (error.name or "").startswith("ingot"):
+        if name not in ("add", "attach", "detach", "export", "quantize") or (error.name or "").startswith("ingot"):
             raise
         from ingot.runtimes.errors import ExportError
 

@@ -12,7 +12,7 @@ from typing import Any
 from ingot import __version__
 from ingot.runtimes.errors import IngotError
 
-from . import commands
+from . import commands, controls
 
 TARGETS = "onnx, openvino, coreml, tensorrt or torch"
 SCHEMES = "int8-dynamic, int8-weights, int4-weights, int8-static, int8-hybrid, fp16, bf16, palette-8, palette-6, palette-4 or fp8"
@@ -72,6 +72,15 @@ def size(text: str) -> tuple[int, int]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; 512x768 is height 512 and width 768") from None
 
 
+def lora(text: str) -> tuple[str, float]:
+    """`style.safetensors:0.8` as the file and its scale, which is 1 where none is said."""
+    file, _, scale = text.rpartition(":")
+    try:
+        return (file, float(scale)) if file else (text, 1.0)
+    except ValueError:  # a colon of the file's own
+        return text, 1.0
+
+
 def option(text: str) -> tuple[str, str, Any]:
     """`coreml.attention=split_einsum` as its target, its name and its value: JSON where it is that, else the text."""
     key, equals, value = text.partition("=")
@@ -99,8 +108,17 @@ def _add_export(command: argparse.ArgumentParser) -> None:
         metavar="BRANCH",
         help="write a shallow UNet too; 0 is the cheapest, the outermost layers",
     )
+    _add_lora(command, "add a LoRA to the checkpoint's weights, for good")
+    controls.add_export_options(command)
     command.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     command.set_defaults(run=commands.export)
+
+
+def _add_lora(command: argparse.ArgumentParser, what: str) -> None:
+    command.add_argument(
+        "--lora", dest="loras", type=lora, action="append", default=[], metavar="FILE:SCALE",
+        help=f"{what}: a .safetensors file and how strongly (default: 1); may be given several times",
+    )  # fmt: skip
 
 
 def _add_add(command: argparse.ArgumentParser) -> None:
@@ -182,9 +200,34 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--prompts", dest="prompt_file", type=Path, metavar="FILE", help="a prompt on each line")
     command.add_argument("--negative", metavar="PROMPT", help="what the picture should not show")
-    command.add_argument("--steps", type=int, default=20, metavar="N", help="denoising steps (default: 20)")
+    command.add_argument("--image", type=Path, metavar="FILE", help="a picture to begin with")
     command.add_argument(
-        "--guidance", type=float, default=7.5, metavar="G", help="classifier-free guidance (default: 7.5)"
+        "--strength",
+        type=float,
+        metavar="SHARE",
+        help="how much of --image to change, 0 to 1 (default: the task's own)",
+    )
+    command.add_argument("--mask", type=Path, metavar="FILE", help="paint --image anew only where this one is white")
+    command.add_argument(
+        "--control-image", dest="control_images", type=Path, action="append", default=[], metavar="FILE",
+        help="a picture that a ControlNet or T2I-Adapter steers by; several: one for each of them, else for each prompt",
+    )  # fmt: skip
+    command.add_argument(
+        "--control-scale", dest="control_scales", type=float, action="append", default=[], metavar="S",
+        help="how much it steers (default: the pipeline's own); once, or for each ControlNet or adapter",
+    )  # fmt: skip
+    command.add_argument(
+        "--class", dest="classes", action="append", default=[], metavar="LABEL",
+        help="a class by number or name, for models without prompts; may be given several times",
+    )  # fmt: skip
+    command.add_argument(
+        "--steps", type=int, metavar="N", help="denoising steps (default: 20; without a prompt the model's own)"
+    )
+    command.add_argument(
+        "--guidance",
+        type=float,
+        metavar="G",
+        help="guidance (default: the model's own, such as 7.5 for Stable Diffusion)",
     )
     command.add_argument(
         "--guidance-start",
@@ -213,6 +256,8 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--count", type=int, default=1, metavar="N", help="pictures for each prompt (default: 1)")
     command.add_argument("--scheduler", metavar="NAME", help="another scheduler, by diffusers' class name")
+    _add_lora(command, "add a LoRA to the weights for this run")
+    controls.add_generate_options(command)
     command.add_argument("--grid", action="store_true", help="one file with all pictures in rows")
     command.add_argument("--engine", metavar="ENGINE", help=f"{TARGETS} (default: by what the machine has)")
     command.add_argument("--device", metavar="DEVICE", help="cpu, cuda, gpu, mps, … (default: by what the machine has)")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ingot import __version__
 from ingot.runtimes import engines
@@ -21,13 +21,18 @@ from ingot.runtimes.images import grid
 from ingot.runtimes.load import load
 from ingot.runtimes.manifest import Certificate, Graph, ImageParity, Quality, Quantization
 
+from . import controls
+from .asked import arguments, one_or_all
+
 
 def export(options: argparse.Namespace) -> None:
     """`ingot export`."""
     import ingot
 
-    rewriting = {"rewrites": options.rewrites, "deep_cache": options.deep_cache}
-    path = ingot.export(options.model, options.output, **_casting(options), **rewriting)
+    rewriting = {"rewrites": options.rewrites, "deep_cache": options.deep_cache, "loras": options.loras}
+    path = ingot.export(
+        options.model, options.output, **_casting(options), **rewriting, **controls.export_arguments(options)
+    )
     print(f'wrote {path}: `ingot generate {path} "PROMPT"` makes a picture')
 
 
@@ -101,24 +106,30 @@ def generate(options: argparse.Namespace) -> None:
         )
     if options.output.suffix.lower() not in Image.registered_extensions():
         raise InputError(f"cannot save {options.output}: its ending names no picture format; .png would do")
+    pictures = {"image": _opened(options.image), "mask_image": _opened(options.mask), "strength": options.strength}
+    pictures["control_image"] = one_or_all([_opened(file) for file in options.control_images])
     threads = {} if options.threads is None else {"threads": options.threads}
-    pipe = load(options.bundle, engine=options.engine, device=options.device, precision=options.precision, **threads)
+    pipe = load(
+        options.bundle, engine=options.engine, device=options.device, precision=options.precision, loras=options.loras,
+        **threads, **controls.load_arguments(options),
+    )  # fmt: skip
     if not options.quiet:
         print(f"engine: {pipe.choice}", file=sys.stderr)
     if options.scheduler:
         from ingot.runtimes import schedulers
 
         pipe.scheduler = schedulers.from_config({**pipe.scheduler.config, "_class_name": options.scheduler})
-    height, width = options.size or (None, None)
-    total = len(prompts) * options.count
-    made = pipe(
-        prompts, negative_prompt=options.negative, num_inference_steps=options.steps, guidance_scale=options.guidance,
-        guidance_start=options.guidance_start, guidance_end=options.guidance_end, cache_interval=options.cache_interval,
-        height=height, width=width,
-        num_images_per_prompt=options.count, seed=[options.seed + i for i in range(total)], progress=not options.quiet,
-    )  # fmt: skip
+    if options.tile is not None:
+        _in_tiles(pipe, options.tile)
+    made = pipe(**arguments(options, prompts, pictures, pipe), progress=not options.quiet)
     for file in _save(made.images, options.output, options.grid):
         print(file)
+
+
+def _in_tiles(pipe: Any, side: int) -> None:
+    if not hasattr(pipe, "enable_vae_tiling"):
+        raise InputError(f"--tile is not for {pipe.class_name}, which has no VAE that is tiled")
+    pipe.enable_vae_tiling(side)
 
 
 def inspect(options: argparse.Namespace) -> None:
@@ -139,6 +150,10 @@ def inspect(options: argparse.Namespace) -> None:
     print(f"from {origin.source}{revision}, licence {origin.licence or 'not stated'}, {origin.created}")
     print("made with " + ", ".join(f"{name} {version}" for name, version in origin.versions.items()))
     print(f"scheduler {manifest.scheduler.get('_class_name')}; tokenizers: {', '.join(manifest.tokenizers) or 'none'}")
+    for lora in origin.loras:
+        print(f"with the LoRA {lora.file} at {lora.scale:g}, sha256 {lora.sha256}")
+    for added in origin.textual_inversions:
+        print(f"with the textual inversion {added.file} as {added.token}, sha256 {added.sha256}")
     for role, entry in manifest.components.items():
         print(f"\n{role} ({entry.class_name}, {entry.parameters / 1e6:.2f} M parameters)")
         for graph in entry.graphs:
@@ -204,8 +219,6 @@ def _prompts(options: argparse.Namespace) -> list[str]:
     ]
     if options.prompt_file:
         prompts += _lines(options.prompt_file)
-    if not prompts:
-        raise InputError('no prompt was given: ingot generate BUNDLE "PROMPT", or --prompts FILE')
     return prompts
 
 
@@ -216,6 +229,17 @@ def _lines(file: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read prompts from {file} as UTF-8: {error}") from error
     return [line.strip() for line in lines if line.strip()]
+
+
+def _opened(file: Path | None) -> Image.Image | None:
+    """A picture, the way up that its camera says."""
+    if file is None:
+        return None
+    try:
+        with Image.open(file) as image:
+            return ImageOps.exif_transpose(image)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"cannot read a picture from {file}: {error}") from error
 
 
 def _save(images: list[Any], output: Path, as_grid: bool) -> list[Path]:
@@ -254,7 +278,7 @@ def _picture(parity: ImageParity) -> str:
     psnr = "equal" if parity.psnr_db is None else f"{parity.psnr_db:.1f} dB"
     return (
         f"{psnr} against diffusers (limit {parity.limit_db:.0f} dB), {parity.height}x{parity.width}, "
-        f"{parity.num_inference_steps} steps, seed {parity.seed}, {parity.prompt!r}"
+        f"{parity.num_inference_steps} steps, seed {parity.seed}{f', {parity.prompt!r}' if parity.prompt else ''}"
     )
 
 

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from ingot.exporters import capture as capturing
 from ingot.exporters.axes import distinguishable, in_terms_of, name_shapes
 from ingot.exporters.capture import capture
-from ingot.exporters.component import Component
+from ingot.exporters.component import Component, constants
+from ingot.exporters.flatten import flatten
+from ingot.exporters.recording import RawCall, Recorded
 from ingot.runtimes.errors import ExportError, InputError
 
 Shapes = dict[str, tuple[Any, ...]]
@@ -151,3 +154,61 @@ def test_output_dimensions_are_written_in_terms_of_the_inputs() -> None:
     assert in_terms_of("height/8", {"batch", "height"}) == "height / 8"
     assert in_terms_of("batch", {"batch"}) == "batch"
     assert in_terms_of("size_5_9", {"batch"}) == "size_5_9"
+
+
+def test_each_net_of_several_is_a_component(tiny_controlnet: Any) -> None:
+    import copy
+
+    from diffusers import StableDiffusionControlNetPipeline
+
+    base = tiny_controlnet.pipe
+    nets = [base.controlnet, copy.deepcopy(base.controlnet)]
+    pipe = StableDiffusionControlNetPipeline(**{**base.components, "controlnet": nets}, requires_safety_checker=False)
+    found = by_role(pipe)
+    assert list(found) == ["text_encoder", "controlnet", "controlnet_2", "unet", "vae_decoder", "vae_encoder"]
+    assert [found[role].source for role in ("controlnet", "controlnet_2")] == nets
+    assert inputs(found["controlnet"]) == inputs(found["controlnet_2"])
+
+
+class Counts(torch.nn.Module):
+    """A model that is told its rows as a whole number, and another argument."""
+
+    def forward(self, x: torch.Tensor, rows: int, other: Any = None) -> torch.Tensor:  # noqa: ARG002  # recorded only
+        return x.reshape(rows, -1) * 2
+
+
+def recorded(module: Counts, rows: int, **more: Any) -> Recorded:
+    x = torch.arange(4.0 * rows)
+    return Recorded(module, "forward", [RawCall({"x": x, "rows": rows, **more}, [("output", module(x, rows))])])
+
+
+def test_a_whole_number_that_follows_the_size_fixes_the_graph_to_it() -> None:
+    module = Counts()
+    flat, runs = flatten(recorded(module, 2), recorded(module, 3))
+    assert flat.input_names == ("x",)
+    assert constants(flat) == {"rows": 2}
+    assert runs[0] is runs[1]
+    assert {name: t.tolist() for name, t in flat.named_outputs(torch.ones(8)).items()} == {"output": [[2.0] * 4] * 2}
+    _, free = flatten(recorded(module, 2), recorded(module, 2))
+    assert free[0] is not free[1]
+
+
+def test_an_argument_that_no_graph_takes_is_named() -> None:
+    module = Counts()
+    with pytest.raises(ExportError, match="argument 'other' is a Counts, which no graph takes"):
+        flatten(recorded(module, 2, other=module), recorded(module, 3, other=module))
+
+
+def test_a_component_that_cannot_be_captured_may_be_left_out(tiny_sd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(role: str, *rest: Any) -> Component:
+        if role == "unet":
+            raise ExportError("why")
+        return original(role, *rest)
+
+    original = capturing._component
+    monkeypatch.setattr(capturing, "_component", refuse)
+    refused: dict[str, str] = {}
+    assert [c.role for c in capture(tiny_sd.pipe, refused=refused)] == ["text_encoder", "vae_decoder", "vae_encoder"]
+    assert refused == {"unet": "why"}
+    with pytest.raises(ExportError, match="why"):
+        capture(tiny_sd.pipe)

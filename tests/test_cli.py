@@ -116,7 +116,7 @@ def test_an_unknown_option_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
         (["--prompts", "/nowhere/prompts.txt"], "cannot read prompts from /nowhere/prompts.txt as UTF-8"),
         (["a cat", "-o", "/nowhere/out.png"], "the folder /nowhere does not exist"),
         (["a cat", "--steps", "1", "--size", "64", "-o", "out.wonder"], "cannot save out.wonder"),
-        (["a cat", "--scheduler", "Wonder"], "unknown scheduler 'Wonder'; available: DDIMScheduler"),
+        (["a cat", "--scheduler", "Wonder"], "unknown scheduler 'Wonder'; available: CMStochasticIterativeScheduler"),
         (
             ["a cat", "--device", "cuda"],
             r"this onnxruntime has no CUDAExecutionProvider (pip install onnxruntime-gpu in place of onnxruntime); it has:",

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 import ingot
 from ingot import InputError
+from ingot.cli import main
 from ingot.runtimes import schedulers
 
 ATOL = 1e-4
@@ -73,6 +75,58 @@ def test_latents_equal_diffusers(pipe: Any, theirs: Any, name: str) -> None:
     pipe.scheduler = schedulers.DDIMScheduler.from_config(pipe.scheduler.config)
     ours = pipe(**call, seed=0, output_type="latent", progress=False).images
     np.testing.assert_allclose(ours, expected, atol=ATOL, rtol=0)
+
+
+def a_picture(height: int, width: int) -> Image.Image:
+    return Image.fromarray(np.random.RandomState(0).randint(0, 256, (height, width, 3)).astype(np.uint8))
+
+
+def test_a_text_to_image_bundle_serves_the_other_tasks(pipe: Any, theirs: Any, tiny_bundle: Path) -> None:
+    import diffusers
+
+    half = np.zeros((64, 64), dtype=np.uint8)
+    half[:, :30] = 255
+    call = {"prompt": ["a cat", "a dog"], "num_inference_steps": 4, "image": a_picture(64, 64), "strength": 0.7}
+    tasks: dict[str, dict[str, Any]] = {
+        "StableDiffusionImg2ImgPipeline": {},
+        "StableDiffusionInpaintPipeline": {"mask_image": Image.fromarray(half), "height": 64, "width": 64},
+    }
+    for name, more in tasks.items():
+        other = getattr(diffusers, name).from_pipe(theirs)
+        other.set_progress_bar_config(disable=True)
+        expected = diffusers_latents(other, "DDIMScheduler", **call, **more)
+        pipe.scheduler = schedulers.DDIMScheduler.from_config(pipe.scheduler.config)
+        for ours in (pipe, ingot.load(tiny_bundle, pipeline=name)):
+            made = ours(**call, **more, seed=0, output_type="latent", progress=False).images
+            np.testing.assert_allclose(made, expected, atol=ATOL, rtol=0)
+
+
+def test_the_command_line_takes_a_picture_and_a_mask(tiny_bundle: Path, tmp_path: Path, capsys: Any) -> None:
+    image, half = a_picture(64, 96), Image.new("L", (96, 64))
+    half.paste(255, (0, 0, 40, 64))
+    image.save(tmp_path / "cat.png")
+    half.save(tmp_path / "mask.png")
+    command = ["generate", str(tiny_bundle), "a cat", "--steps", "4", "--strength", "0.5", "--seed", "3", "--quiet"]
+    call = {"num_inference_steps": 4, "strength": 0.5, "seed": 3, "progress": False}
+    pipe = ingot.load(tiny_bundle)
+    for options, more in (([], {}), (["--mask", str(tmp_path / "mask.png")], {"mask_image": half})):
+        size = {"height": 64, "width": 96} if more else {}  # inpainting makes the model's own size, as in diffusers
+        sized = ["--size", "64x96"] if more else []
+        out = tmp_path / "out.png"
+        assert main([*command, "--image", str(tmp_path / "cat.png"), *options, *sized, "-o", str(out)]) == 0
+        expected = pipe("a cat", image=image, **more, **size, **call).images[0]
+        np.testing.assert_array_equal(np.asarray(Image.open(out)), np.asarray(expected))
+    capsys.readouterr()
+    (tmp_path / "text.png").write_text("no picture")
+    for options, message in (
+        (["--image", str(tmp_path / "none.png")], "cannot read a picture from"),
+        (["--image", str(tmp_path / "text.png")], "cannot read a picture from"),
+        (["--mask", str(tmp_path / "mask.png")], "mask_image was given without image"),
+        ([], "strength=0.5: text-to-image of StableDiffusionPipeline starts from noise"),
+    ):
+        assert main([*command, *options, "-o", str(tmp_path / "no.png")]) == 1
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "no.png").exists()
 
 
 @pytest.mark.parametrize("scheduler", schedulers.SCHEDULERS)
@@ -352,7 +406,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"prompt": "a", "seed": 1, "generator": ingot.Generator(1)},
         "seed and generator were both given",
     ),
-    "no guidance": ({"prompt": "a", "guidance_scale": None}, "guidance_scale must be a number, not None"),
+    "guidance in words": ({"prompt": "a", "guidance_scale": "much"}, "guidance_scale must be a number, not 'much'"),
     "endless guidance": ({"prompt": "a", "guidance_scale": float("inf")}, "guidance_scale must be a number, not inf"),
     "guidance that ends before it starts": (
         {"prompt": "a", "guidance_start": 0.5, "guidance_end": 0.5},
@@ -389,5 +443,5 @@ def test_a_thing_that_is_no_scheduler_is_refused(pipe: Any, theirs: Any) -> None
 
 
 def test_an_unknown_scheduler_names_the_known(pipe: Any) -> None:
-    with pytest.raises(InputError, match="unknown scheduler 'WonderScheduler'; available: DDIMScheduler"):
+    with pytest.raises(InputError, match="unknown scheduler 'WonderScheduler'; available: CMStochasticIterativeScheduler"):
         schedulers.from_config({**pipe.scheduler.config, "_class_name": "WonderScheduler"})

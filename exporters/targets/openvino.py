@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ingot.exporters.component import Component
 from ingot.exporters.graph_file import GraphFile, Progress
-from ingot.exporters.openvino_graph import build, take_integer_timestep
+from ingot.exporters.openvino_graph import FAILURES, build, take_integer_timestep
 from ingot.exporters.trace import graph_signature, precision, trace
 from ingot.runtimes.errors import ExportError
 
@@ -50,7 +50,7 @@ def export(
             progress("weights", 0.0)
         folder.mkdir(parents=True, exist_ok=True)
         ov.save_model(model, path, compress_to_fp16=stored == "float16")
-    except RuntimeError as error:
+    except FAILURES as error:
         raise ExportError(f"{component.role} cannot be written for OpenVINO {ov.__version__}: {error}") from error
     return GraphFile(
         role=component.role,

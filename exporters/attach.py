@@ -1,0 +1,161 @@
+"""`ingot.attach`: a diffusers pipeline of any class, run on a bundle's graphs.
+
+    pipe = StableVideoDiffusionPipeline.from_pretrained(...)
+    ingot.attach(pipe, "svd-bundle")   # its modules compute on an engine now
+    pipe(image)                        # as before
+    ingot.detach(pipe)                 # and as they were
+
+What the bundle has a component for is replaced, at the places where capture records; everything else stays torch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ingot.runtimes.bundle import Bundle
+from ingot.runtimes.choice import Precision, choose, pick
+from ingot.runtimes.engines import Engine
+from ingot.runtimes.errors import InputError
+from ingot.runtimes.load import open_engine
+from ingot.runtimes.manifest import ComponentEntry
+
+from .attached import EngineMethod, module_with
+from .bundle_writer import config_of, plain
+from .recording import Place, places
+
+_log = logging.getLogger("ingot")
+_STATE = "_ingot_attached"  # on the pipeline, past its own __setattr__: what was replaced, and the engines
+# Differ between checkpoints of one architecture, or say how a file was written; no graph depends on them.
+_NOT_COMPARED = ("_class_name", "_diffusers_version", "_name_or_path", "transformers_version", "dtype", "torch_dtype",
+                 "architectures", "sample_size", "use_cache", "return_dict")  # fmt: skip
+# Since then manifests say what a graph folds in.
+_SCHEMA = 4
+
+
+def attach(
+    pipe: Any,
+    bundle: str | Path | Bundle,
+    *,
+    engine: str | None = None,
+    device: str | None = None,
+    precision: Precision = None,
+    components: Sequence[str] | None = None,
+    **options: Any,
+) -> Any:
+    """Replace the torch modules of a diffusers pipeline by a bundle's graphs, and return the pipeline.
+
+    The modules that take their place have the same classes, attributes and calls; their weights stay torch's, so that
+    `detach` can restore them and other pipelines that share them are not changed. `components` are roles of the bundle
+    (unet, vae_decoder, …), all that the pipeline has a place for where it is None. `engine`, `device`, `precision` and
+    `options` choose and open graphs as `ingot.load` does. What a graph cannot do (an argument that it was not made for, a
+    size that it is fixed to, a gradient) raises InputError when it is asked for. Raises InputError for a bundle of another
+    model or without these components, BundleError for one that was changed, EngineError as `ingot.load` does.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, hashes=False)
+    detach(pipe)
+    found = _wanted(opened, {place.role: place for place in places(pipe)}, components, type(pipe).__name__)
+    _require_same_model(opened, found)
+    roles = list(found)
+    choice = choose(opened, roles, engine, device, precision)
+    _log.info("%s: %s", opened.path, choice)
+    if choice.device is not None and (device is not None or "providers" not in options):
+        options["device"] = choice.device
+    graphs = pick(opened, roles, choice.engine, precision, device=options.get("device"))
+    opened.require(file for graph in graphs.values() for file in graph.files)
+    engines: dict[str, Engine] = {}
+    try:
+        for role, graph in graphs.items():
+            engines[role] = open_engine(opened, graph, **options)
+    except BaseException:
+        _close(engines)
+        raise
+    methods = {role: EngineMethod(found[role], opened.component(role), engines[role]) for role in roles}
+    _put(pipe, found, methods, engines)
+    return pipe
+
+
+def detach(pipe: Any) -> Any:
+    """Give a pipeline its own modules back and close the engines. One that has nothing attached stays as it is."""
+    state = vars(pipe).pop(_STATE, None)
+    if state is not None:
+        originals, engines = state
+        vars(pipe).update(originals)
+        _close(engines)
+    return pipe
+
+
+def attached_roles(pipe: Any) -> tuple[str, ...]:
+    """The components of a pipeline that run on an engine."""
+    return tuple(vars(pipe).get(_STATE, ({}, {}))[1])
+
+
+def _wanted(
+    bundle: Bundle, known: Mapping[str, Place], components: Sequence[str] | None, pipeline: str
+) -> dict[str, Place]:
+    """The places of the components to attach, by role."""
+    held = bundle.manifest.components
+    if bundle.manifest.schema < _SCHEMA:
+        raise InputError(
+            f"{bundle.path} was written before bundles kept what their graphs fold in (schema {bundle.manifest.schema}, "
+            f"{_SCHEMA} is needed): export it again"
+        )
+    if isinstance(components, str):
+        raise InputError(f"components={components!r}: a list of roles is needed, such as [{components!r}]")
+    roles = list(components) if components is not None else [role for role in held if role in known]
+    if strange := [role for role in roles if role not in held]:
+        raise InputError(f"components: {bundle.path} has no {', '.join(strange)}; it has: {', '.join(held)}")
+    if strange := [role for role in roles if role not in known]:
+        raise InputError(f"components: a {pipeline} has no place for {', '.join(strange)}; it has: {', '.join(known)}")
+    if not roles:
+        raise InputError(
+            f"nothing of {bundle.path} ({', '.join(held)}) has a place in a {pipeline} ({', '.join(known)})"
+        )
+    return {role: known[role] for role in roles}
+
+
+def _require_same_model(bundle: Bundle, found: Mapping[str, Place]) -> None:
+    """Refuse graphs of another architecture, naming every difference; what the weights are worth nothing here can say."""
+    problems = [problem for role, place in found.items() for problem in _differences(bundle.component(role), place)]
+    if problems:
+        raise InputError(f"{bundle.path} was made from another model: {'; '.join(problems)}")
+
+
+def _differences(entry: ComponentEntry, place: Place) -> list[str]:
+    kind = type(place.module).__name__
+    if kind != entry.class_name:
+        return [f"{place.role} is a {entry.class_name} there and a {kind} here"]
+    here, there = plain(config_of(place.module)), entry.config
+    names = [name for name in there if name in here and name not in _NOT_COMPARED]
+    unequal = [f"{place.role}'s {n} is {there[n]!r} there and {here[n]!r} here" for n in names if there[n] != here[n]]
+    count = sum(parameter.numel() for parameter in place.module.parameters())
+    if not unequal and count != entry.parameters:
+        unequal = [f"{place.role} has {entry.parameters} parameters there and {count} here"]
+    return unequal
+
+
+def _put(
+    pipe: Any, found: Mapping[str, Place], methods: Mapping[str, EngineMethod], engines: dict[str, Engine]
+) -> None:
+    """Change the pipeline: one replacement for each of its parts, past its own __setattr__, which writes its config."""
+    originals, by_part = {}, {}  # type: tuple[dict[str, Any], dict[str, list[str]]]
+    for role, place in found.items():
+        by_part.setdefault(place.part, []).append(role)
+    aliases = {id(vars(pipe)[name]): [] for name in by_part}  # type: dict[int, list[str]]
+    for name, part in vars(pipe).items():
+        if id(part) in aliases:
+            aliases[id(part)].append(name)
+    for name, roles in by_part.items():
+        original = vars(pipe)[name]
+        replacement = module_with(original, [(found[role], methods[role]) for role in roles])
+        for alias in aliases[id(original)]:
+            originals[alias] = original
+            vars(pipe)[alias] = replacement
+    vars(pipe)[_STATE] = originals, engines
+
+
+def _close(engines: Mapping[str, Engine]) -> None:
+    for one in engines.values():
+        one.close()
