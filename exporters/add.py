@@ -20,7 +20,7 @@ from ingot.runtimes.metrics import compare
 from ingot.runtimes.parity_data import load_calls
 
 from .atomic import atomic_folder
-from .bundle_writer import save_manifest, versions
+from .bundle_writer import save_manifest, versions, with_options
 from .cast import cast_components, finish
 from .checkpoint import Checkpoint
 from .component import Component
@@ -92,7 +92,7 @@ def add(
         kept = _link(old, folder, wanted.targets)
         entries, files = cast_components(components, folder, wanted, parity_data=_parity_data(old))
         finish(folder, pipe, files)
-        manifest = _merged(old.manifest, kept, entries, folder, command, wanted)
+        manifest = with_options(_merged(old.manifest, kept, entries, folder, command, wanted), pipe)
         del checkpoint, pipe, components
         gc.collect()
         pictures = compare_pictures(folder, manifest, reference, wanted)
@@ -181,6 +181,13 @@ def _parity_data(old: Bundle) -> dict[str, str]:
     return {role: entry.parity_data for role, entry in old.manifest.components.items() if entry.parity_data}
 
 
+def _with(entry: ComponentEntry, new: ComponentEntry) -> ComponentEntry:
+    """A component with further graphs, and with what a bundle of an older schema did not keep of it."""
+    return msgspec.structs.replace(
+        entry, graphs=(*entry.graphs, *new.graphs), method=new.method, arguments=new.arguments, extras={**entry.extras, **new.extras}
+    )  # fmt: skip
+
+
 def _merged(
     manifest: Manifest,
     kept: Manifest,
@@ -190,10 +197,7 @@ def _merged(
     wanted: Request,
 ) -> Manifest:
     """The old manifest with the new graphs, and with an entry for every file that is new."""
-    components = {
-        role: msgspec.structs.replace(entry, graphs=(*entry.graphs, *entries[role].graphs))
-        for role, entry in kept.components.items()
-    }
+    components = {role: _with(entry, entries[role]) for role, entry in kept.components.items()}
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     addition = Addition(targets=tuple(wanted.targets), created=created, command=command, versions=versions())
     origin = manifest.provenance

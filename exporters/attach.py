@@ -55,7 +55,19 @@ def attach(
     model or without these components, BundleError for one that was changed, EngineError as `ingot.load` does.
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, hashes=False)
-    detach(pipe)
+    before = attached(pipe)
+    if before is not None:  # put back where the new bundle does not fit
+        originals, old = before
+        held = dict(vars(pipe))
+        vars(pipe).pop(_STATE)
+        vars(pipe).update(originals)
+        try:
+            attach(pipe, opened, engine=engine, device=device, precision=precision, components=components, **options)
+        except BaseException:
+            vars(pipe).update(held)
+            raise
+        _close(old)
+        return pipe
     found = _wanted(opened, {place.role: place for place in places(pipe)}, components, type(pipe).__name__)
     _require_same_model(opened, found)
     roles = list(found)
@@ -85,6 +97,12 @@ def detach(pipe: Any) -> Any:
         vars(pipe).update(originals)
         _close(engines)
     return pipe
+
+
+def attached(pipe: Any) -> tuple[dict[str, Any], dict[str, Engine]] | None:
+    """What `attach` took from a pipeline, and the engines in its place; None where there is nothing."""
+    state: tuple[dict[str, Any], dict[str, Engine]] | None = vars(pipe).get(_STATE)
+    return state
 
 
 def attached_roles(pipe: Any) -> tuple[str, ...]:

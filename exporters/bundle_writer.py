@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from diffusers import SchedulerMixin
 from transformers import PreTrainedTokenizerBase
@@ -129,17 +130,22 @@ def make_manifest(
 ) -> Manifest:
     """The manifest of everything that lies in `folder`, with the size and hash of every file."""
     files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != manifests.FILE_NAME]
-    return Manifest(
+    manifest = Manifest(
         schema=manifests.SCHEMA,
         pipeline=type(pipe).__name__,
         components=entries,
         tokenizers=tokenizers,
         scheduler=_scheduler_options(_scheduler(pipe)),
-        config=_own_options(pipe),
-        schedulers=_further_schedulers(pipe),
-        processors=_processors(pipe),
         files={file.relative_to(folder).as_posix(): describe_file(file) for file in files},
         provenance=origin,
+    )
+    return with_options(manifest, pipe)
+
+
+def with_options(manifest: Manifest, pipe: Any) -> Manifest:
+    """The manifest with the pipeline's own options, its further schedulers, and what prepares pictures for it."""
+    return msgspec.structs.replace(
+        manifest, config=_own_options(pipe), schedulers=_further_schedulers(pipe), processors=_processors(pipe)
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import gc
 from collections.abc import Mapping, Sequence
@@ -124,8 +125,15 @@ def cast(
     entries, files = cast_components(components, folder, wanted)
     write_configs(pipe, components, folder)
     tokenizers = write_tokenizers(pipe, folder)
-    finish(folder, pipe, files)
+    finish(folder, pipe if wanted.safety_checker else _unchecked(pipe), files)
     return make_manifest(folder, pipe, entries, tokenizers, provenance(checkpoint, command)), reference
+
+
+def _unchecked(pipe: Any) -> Any:
+    """The pipeline as if it had no safety checker, for targets that write it in a form of their own."""
+    shown = copy.copy(pipe)
+    vars(shown).update({"safety_checker": None} if "safety_checker" in vars(pipe) else {})
+    return shown
 
 
 def components_of(pipe: Any, wanted: Request) -> list[Component]:

@@ -44,7 +44,13 @@ def _found(component: Component) -> dict[str, Callable[[], Arrays]]:
         return {NORM: lambda: _norm(norm)}
     if component.role == "vae_decoder" and _is_of_pictures(component):
         return {PREVIEW: lambda: fit_preview(source)}
+    if component.role == "prior" and hasattr(source, "clip_std"):
+        return {STATISTICS: lambda: _statistics(source)}
     return {}
+
+
+def _statistics(prior: Any) -> Arrays:
+    return {"mean": prior.clip_mean.detach().float().numpy(), "deviation": prior.clip_std.detach().float().numpy()}
 
 
 def _norm(norm: torch.nn.LayerNorm) -> Arrays:

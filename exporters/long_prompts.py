@@ -49,7 +49,12 @@ def _freed(component: Component) -> Component:
     call = component.calls[-1]
     embeds = call.inputs[INPUT]
     inputs = {**call.inputs, INPUT: torch.cat([embeds, embeds.flip(1)], dim=1)}
-    longer = Call(inputs, component.run(inputs))
+    try:
+        longer = Call(inputs, component.run(inputs))
+    except (RuntimeError, ValueError) as error:  # other inputs count the tokens, too
+        raise InputError(
+            f"long_prompts: {component.role} cannot take another number of tokens ({error}): export it without"
+        ) from error
 
     def named(spec: TensorSpec) -> TensorSpec:
         batch, _, width = spec.shape if spec.name == INPUT else (0, 0, 0)

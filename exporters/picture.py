@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ingot.runtimes.bundle import Bundle
-from ingot.runtimes.errors import ExportError, ParityError
+from ingot.runtimes.errors import ExportError, InputError, ParityError
 from ingot.runtimes.load import build
 from ingot.runtimes.manifest import ImageParity, Manifest
 from ingot.runtimes.metrics import image_psnr
@@ -62,7 +62,7 @@ def reference_picture(pipe: Any, size: tuple[int, int] | None, count: int) -> Re
     try:
         with quietly(pipe):
             made = pipe(**{**arguments, "generator": generators})
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         raise ExportError(f"{type(pipe).__name__} cannot make a picture of {height}x{width} pixels: {error}") from error
     known = {field.name for field in dataclasses.fields(pipeline_class(type(pipe).__name__).call_type)} | {
         "output_type"
@@ -95,7 +95,9 @@ def default_size(pipe: Any) -> tuple[int, int]:
     if not parts:  # a prior, which makes embeddings
         return _LATENTS, _LATENTS
     config = parts[0].config
-    side = getattr(pipe, "default_sample_size", None) or config.sample_size  # no config of FLUX says it
+    side = getattr(pipe, "default_sample_size", None) or config.get("sample_size")  # no config of FLUX says it
+    if side is None:
+        raise InputError(f"{type(pipe).__name__} does not say its size: give --size (height=, width=)")
     height, width = (side, side) if isinstance(side, int) else side
     return height * _pixels(pipe), width * _pixels(pipe)
 

@@ -137,11 +137,14 @@ def _watched(place: Place, seen: dict[str, Recorded], busy: set[int]) -> Iterato
     # pipelines look at the parameters of what they call
     watched.__signature__ = signature  # type: ignore[attr-defined]  # functions take any attribute
     # On the instance, under the name that nn.Module.__call__ looks up: works for forward, decode and encode alike.
+    before = vars(module).get(method)  # a hook of somebody's
     setattr(module, method, watched)
     try:
         yield
     finally:
         delattr(module, method)
+        if before is not None:
+            setattr(module, method, before)
 
 
 def bound(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

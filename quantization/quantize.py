@@ -18,7 +18,6 @@ from ingot.exporters.atomic import atomic_folder
 from ingot.exporters.bundle_writer import save_manifest, versions
 from ingot.exporters.graph_file import GraphFile
 from ingot.exporters.relink import described, relink, without
-from ingot.runtimes import manifest as manifests
 from ingot.runtimes.bundle import Bundle
 from ingot.runtimes.errors import InputError
 from ingot.runtimes.manifest import Addition, Certificate, Graph, Manifest, Quality, Quantization
@@ -34,6 +33,7 @@ from .toolchains import needs_calls, toolchain
 from .trajectory import Plan, Trajectory, draw, reference_graphs
 from .workbench import Damage, Work, Workbench, calibration_calls
 
+QUANTIZES = 3  # the first schema that keeps recipes; of what came later an older bundle has nothing
 WORST_PARITY = 1e-2  # the least that a quantized graph's certificate allows another machine
 
 
@@ -326,7 +326,7 @@ class Run:
         addition = Addition(targets=targets, created=created, command=command, versions=versions())
         origin = manifest.provenance
         return msgspec.structs.replace(
-            manifest, schema=manifests.SCHEMA, files=described(self.folder, manifest.files),
+            manifest, schema=max(QUANTIZES, manifest.schema), files=described(self.folder, manifest.files),
             provenance=msgspec.structs.replace(origin, additions=(*origin.additions, addition)),
         )  # fmt: skip
 

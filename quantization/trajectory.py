@@ -160,7 +160,16 @@ def intervals(graphs: Mapping[str, Graph]) -> tuple[int, ...]:
 
 
 def _ends(pipe: Any, plan: Plan, part: slice, interval: int) -> NDArray[Any]:
-    """The final latents of some of the prompts."""
+    """The final latents of some of the prompts. Raises InputError for a pipeline that wants more than prompts."""
+    try:
+        return _drawn(pipe, plan, part, interval)
+    except InputError as error:
+        raise InputError(
+            f"quantization is measured on pictures of prompts alone, which {pipe.class_name} does not make: {error}"
+        ) from error
+
+
+def _drawn(pipe: Any, plan: Plan, part: slice, interval: int) -> NDArray[Any]:
     made: NDArray[Any] = pipe(
         list(plan.prompts[part]), num_inference_steps=plan.num_inference_steps, guidance_scale=plan.guidance_scale,
         height=plan.height, width=plan.width, seed=[plan.seed + i for i in range(part.start, part.stop)],

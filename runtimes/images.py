@@ -25,7 +25,7 @@ def to_uint8(pictures: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 def to_pil(pictures: NDArray[np.float32]) -> list[Image.Image]:
     """Pictures (batch, height, width, 3) in 0..1 as PIL images."""
-    return [Image.fromarray(picture) for picture in to_uint8(pictures)]
+    return [Image.fromarray(one[..., 0] if one.shape[-1] == 1 else one) for one in to_uint8(pictures)]
 
 
 def from_pil(pictures: list[Image.Image]) -> NDArray[np.float32]:
@@ -174,7 +174,9 @@ def _floats(array: NDArray[Any], name: str) -> NDArray[np.float32]:
     """0..1 from 0..255 or from floats, which must lie in 0..1."""
     if array.dtype == np.uint8:
         return array.astype(np.float32) / np.float32(255)
-    if not np.issubdtype(array.dtype, np.floating) or array.min() < 0 or array.max() > 1:
+    if not array.size:
+        raise InputError(f"{name} is an empty array, of shape {array.shape}")
+    if not np.issubdtype(array.dtype, np.floating) or not (array.min() >= 0 and array.max() <= 1):  # nor NaN
         raise InputError(
             f"{name}: an array is of uint8, or of floats in 0..1, not {array.dtype} in {array.min()}..{array.max()}"
         )

@@ -443,5 +443,7 @@ def test_a_thing_that_is_no_scheduler_is_refused(pipe: Any, theirs: Any) -> None
 
 
 def test_an_unknown_scheduler_names_the_known(pipe: Any) -> None:
-    with pytest.raises(InputError, match="unknown scheduler 'WonderScheduler'; available: CMStochasticIterativeScheduler"):
+    with pytest.raises(
+        InputError, match="unknown scheduler 'WonderScheduler'; available: CMStochasticIterativeScheduler"
+    ):
         schedulers.from_config({**pipe.scheduler.config, "_class_name": "WonderScheduler"})

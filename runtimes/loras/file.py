@@ -83,14 +83,19 @@ def _layer(
     mid = source.shape(names["mid"]) if "mid" in names else None
     rank = up[1] if len(up) > 1 else 0
     fits = len(up) >= 2 and len(down) >= 2 and math.prod(up) == up[0] * rank and rank and up[0]
-    inner = down[0] if mid is None else (mid[1] if mid[:1] == (rank,) and len(mid) > 2 else None)
+    inner = down[0] if mid is None else (mid[1] if mid[:1] == (rank,) and len(mid) == 4 else None)
     if not fits or inner != (rank if mid is None else down[0]) or (mid and math.prod(down) != down[0] * down[1]):
         raise InputError(
             f"{source.file}: {names['up']} of shape {list(up)} and {names['down']} of shape {list(down)} are no up and down "
             "of one rank"
         )
+    if "alpha" in names and math.prod(source.shape(names["alpha"])) != 1:
+        raise InputError(f"{source.file}: {names['alpha']} is not one number")
     alpha = float(source.read(names["alpha"]).reshape(-1)[0]) if "alpha" in names else None
-    strength = _strength(module, rank, settings) if alpha is None else alpha / rank
+    try:
+        strength = _strength(module, rank, settings) if alpha is None else alpha / rank
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{source.file}: its {METADATA} do not say how strong {names['down']} is: {error}") from error
     if not math.isfinite(strength):
         raise InputError(f"{source.file}: the alpha of {names['down']} is no finite number")
     return Layer(source, target, module, dict(names), strength)
@@ -99,7 +104,7 @@ def _layer(
 def _strength(module: str, rank: int, settings: Mapping[str, Any]) -> float:
     """What PEFT's settings say, where the file has them: https://huggingface.co/docs/peft, `LoraConfig`."""
     alpha = settings.get("lora_alpha", rank)
-    for pattern, own in settings.get("alpha_pattern", {}).items():
+    for pattern, own in (settings.get("alpha_pattern") or {}).items():
         name = flat(pattern.removeprefix("^"))
         if module == name or module.endswith(f"_{name}"):
             alpha = own
@@ -110,10 +115,12 @@ def _settings(source: SafeTensors) -> dict[str, dict[str, Any]]:
     """PEFT's settings by target."""
     try:
         given = json.loads(source.metadata.get(METADATA, "{}"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{source.file}: its {METADATA} cannot be read: {error}") from error
+    if not isinstance(given, dict):
+        raise InputError(f"{source.file}: its {METADATA} are no settings by name")
     found: dict[str, dict[str, Any]] = defaultdict(dict)
-    for key, value in (given or {}).items():
+    for key, value in given.items():
         component, _, name = key.partition(".")
         found[PREFIXES.get(f"{component}.", DENOISER)][name] = value
     return found

@@ -31,7 +31,8 @@ class Gate:
             # who has a call open already must not wait for a change that waits for that call
             self._free.wait_for(lambda: self._changing in (None, me) or self._running[me] > 0)
             self._running[me] += 1
-        return Call(lambda: self._leave(me))
+        at = [me]
+        return Call(lambda: self._leave(at[0]), lambda: self._move(at))
 
     @contextmanager
     def change(self) -> Iterator[None]:
@@ -45,8 +46,9 @@ class Gate:
                 )
             self._free.wait_for(lambda: self._changing is None)
             self._changing = me
-            self._free.wait_for(lambda: not self._others(me))
         try:
+            with self._free:
+                self._free.wait_for(lambda: not self._others(me))
             yield
         finally:
             with self._free:
@@ -55,6 +57,15 @@ class Gate:
 
     def _others(self, me: int) -> bool:
         return any(count for thread, count in self._running.items() if thread != me)
+
+    def _move(self, at: list[int]) -> None:
+        """A call goes on in the thread that asks for its next step, which may be another than it began in."""
+        me = threading.get_ident()
+        with self._free:
+            if me != at[0]:
+                self._running[me] += 1
+                self._leave(at[0])
+                at[0] = me
 
     def _leave(self, thread: int) -> None:
         with self._free:
@@ -67,8 +78,9 @@ class Gate:
 class Call:
     """A call under way: over when it is closed, or when nobody holds it any more (a loop that was never finished)."""
 
-    def __init__(self, leave: Callable[[], None]) -> None:
+    def __init__(self, leave: Callable[[], None], move: Callable[[], None]) -> None:
         self._end = weakref.finalize(self, leave)
+        self.move = move
 
     def close(self) -> None:
         """The call is over; a second time does nothing."""

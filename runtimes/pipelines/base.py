@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import GeneratorType
 from typing import Any, ClassVar, Self
 
 from tqdm import tqdm
@@ -104,23 +105,26 @@ class Pipeline(Engines):
         check_changeable(callback_on_step_end_tensor_inputs)
         begun = self._interrupted
         run = self.steps(prompt, **arguments)
-        state = next(run)  # arguments are checked here, so that no bar stands over an error
-        with tqdm(total=state.num_steps, disable=not progress) as bar:
-            while True:
-                bar.update()
-                if callback_on_step_end is not None:
-                    wanted = {name: getattr(state, name) for name in callback_on_step_end_tensor_inputs}
-                    changed = dict(callback_on_step_end(self, state.step, state.timestep, wanted) or {})
-                    stop = changed.pop("interrupt", False)
-                    check_changeable(changed)
-                    for name, value in changed.items():
-                        setattr(state, name, value)
-                    if stop:
+        try:  # a loop that its caller broke off must not keep others waiting
+            state = next(run)  # arguments are checked here, so that no bar stands over an error
+            with tqdm(total=state.num_steps, disable=not progress) as bar:
+                while True:
+                    bar.update()
+                    if callback_on_step_end is not None:
+                        wanted = {name: getattr(state, name) for name in callback_on_step_end_tensor_inputs}
+                        changed = dict(callback_on_step_end(self, state.step, state.timestep, wanted) or {})
+                        stop = changed.pop("interrupt", False)
+                        check_changeable(changed)
+                        for name, value in changed.items():
+                            setattr(state, name, value)
+                        if stop:
+                            break
+                    following = next(run, None) if self._interrupted == begun else None
+                    if following is None:
                         break
-                following = next(run, None) if self._interrupted == begun else None
-                if following is None:
-                    break
-                state = following
+                    state = following
+        finally:
+            _closed(run)
         return self.finish(state, output_type)
 
     def steps(self, prompt: str | Sequence[str] | None = None, **arguments: Any) -> Iterator[State]:
@@ -130,3 +134,8 @@ class Pipeline(Engines):
     def finish(self, state: State, output_type: str) -> Output:
         """What a call returns for the last state."""
         raise NotImplementedError
+
+
+def _closed(run: Iterator[State]) -> None:
+    if isinstance(run, GeneratorType):
+        run.close()

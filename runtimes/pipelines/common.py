@@ -85,6 +85,9 @@ class Engines:
         with self.gate.change():
             self._with_loras = apply_loras(self.engines, loras, before=self._with_loras, quantized=self.quantized)
             self._forget()
+            denoising = getattr(self, "_denoising", None)
+            if denoising is not None:  # what DeepCache keeps is of the old weights
+                denoising.weights = object()
 
     def _forget(self) -> None:
         """Drop what was kept of the engines' answers: their weights have changed."""
@@ -113,7 +116,10 @@ class Engines:
 
 def _within(call: Call, loop: Iterator[State]) -> Iterator[State]:
     with call:
-        yield from loop
+        call.move()
+        for state in loop:
+            yield state
+            call.move()
 
 
 CHANGEABLE = (
@@ -211,7 +217,7 @@ def make_generators(seed: Seed, generator: Generators | None, images: int) -> Ge
         raise InputError(
             f"{len(generator)} seeds or generators for {images} pictures; give one, or one for each picture"
         )
-    return generator
+    return several if isinstance(generator, list | tuple) else generator
 
 
 def guide(negative: Array, positive: Array, scale: float, rescale: float = 0.0) -> Array:

@@ -30,6 +30,8 @@ def full_steps(
 ) -> frozenset[int]:
     """The steps, of `steps`, at which the whole denoiser runs. Step 0 is always one. Raises InputError."""
     every = check_count("cache_interval", interval)
+    if isinstance(schedule, np.ndarray):
+        schedule = schedule.tolist()
     if schedule == "uniform":
         return frozenset(range(0, steps, every))
     if schedule == "non-uniform":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
@@ -77,6 +77,7 @@ class Denoiser:
         self.model = engines[self.role]
         self._reads = any(spec.name == EMBEDS for spec in self.model.signature.inputs)
         self.shallow = engines.get(SHALLOW)
+        self.weights = object()  # another one when the weights have changed
         # of the guidance embedding of a distilled UNet (LCM), which takes guidance as an input, not a batch
         self.condition_width = condition_width
 
@@ -120,7 +121,9 @@ class Denoiser:
             given |= control.inputs(step, plan.steps, given, len(rows))
         given |= self.further(state)
         given |= self._idle(given, plan)
-        out = self._run(given, plan, step, tuple(row.embeds for row in rows))[self.answer].astype(np.float32)
+        # features are of these very arrays, and of these weights
+        batch = (self.weights, *(array for row in rows for array in (row.embeds, *row.others.values())))
+        out = self._run(given, plan, step, batch)[self.answer].astype(np.float32)
         answers = np.split(out, len(rows))
         return answers[0] if len(rows) == 1 else self.guide(answers, state)
 
@@ -153,7 +156,7 @@ class Denoiser:
         unguided, guided = answers
         return guide(unguided, guided, state.guidance_scale, state.guidance_rescale)
 
-    def _run(self, inputs: Arrays, plan: Plan, step: int, rows: tuple[Array, ...]) -> Arrays:
+    def _run(self, inputs: Arrays, plan: Plan, step: int, rows: tuple[Any, ...]) -> Arrays:
         """The shallow graph where the plan says so and there are features of this very batch, else the whole one."""
         features = None if step in plan.full else plan.features.of(rows)
         if features is not None and self.shallow is not None:

@@ -137,6 +137,9 @@ class LatentDiffusion(Finishing):
         texts, negatives = self._texts(call)
         batch = per_prompt * len(negatives)
         generators = make_generators(call.seed, call.generator, batch)
+        self._denoising.plan(
+            len(scheduler.timesteps), Acceleration(call.guidance_start, call.guidance_end)
+        )  # checked early
         steered = self._steering.of(call, Batch(size, len(negatives), per_prompt))
         start = self._start(call, scheduler, batch, size, generators)
         timesteps = scheduler.timesteps[start.begin : start.end]

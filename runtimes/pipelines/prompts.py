@@ -69,7 +69,7 @@ class TextEncoder:
 
     def forget(self) -> None:
         """Drop what is kept: the encoder's weights have changed."""
-        self._encoded.cache_clear()
+        self._encoded = functools.lru_cache(TEXTS)(self._encode)  # an answer under way goes to the old one
 
     def check(self, reading: Reading) -> None:
         """Raise InputError for a reading that this encoder cannot give."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..schedulers import Scheduler
 from .call import Run
-from .common import Array, Generators, State, check_count
+from .common import Array, Generators, State, check_count, check_number
 from .start import Start
 
 Predict = Callable[[int, Array, float], Array]
@@ -17,6 +17,7 @@ Predict = Callable[[int, Array, float], Array]
 
 def scheduled(scheduler: Scheduler, call: Run, **options: Any) -> Scheduler:
     """A copy of the scheduler with the call's timesteps; `options` are what else its `set_timesteps` is given."""
+    check_number("eta", call.eta)
     own = copy.deepcopy(scheduler)
     count = call.num_inference_steps
     count = None if call.custom and count is None else check_count("num_inference_steps", count)

@@ -50,6 +50,8 @@ def begin_at(scheduler: Scheduler, steps: int, strength: object, *, begun: bool 
             f"strength={share} leaves none of {steps} steps: more steps, or a strength of at least {1 / steps:.3g}, would do"
         )
     first = (steps - left) * scheduler.order
+    if first >= len(scheduler.timesteps):
+        raise InputError(f"strength={share} leaves none of the timesteps that were given: a larger strength would do")
     scheduler.set_begin_index(first)
     return first
 

@@ -48,7 +48,7 @@ class T5Encoder:
 
     def forget(self) -> None:
         """Drop what is kept: the encoder's weights have changed."""
-        self._read.cache_clear()
+        self._read = functools.lru_cache(TEXTS)(self._encode)  # an answer under way goes to the old one
 
     def _encode(self, text: str) -> Read:
         ids, mask = self.tokenizer.masked([text], self.length)
