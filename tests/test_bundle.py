@@ -77,7 +77,7 @@ def test_every_problem_is_told_at_once(copy: Path) -> None:
         ingot.load(copy)
 
 
-@pytest.mark.parametrize("schema", [0, 4, "one", None])
+@pytest.mark.parametrize("schema", [0, 5, "one", None])
 def test_an_unknown_schema_version_is_refused(copy: Path, schema: object) -> None:
     edit(copy, lambda manifest: manifest.update(schema=schema))
     with pytest.raises(BundleError, match=rf"schema version {schema!r}; this Ingot reads versions 1, 2, 3 and 4"):
@@ -183,7 +183,7 @@ def test_an_engine_or_precision_that_the_bundle_lacks_is_named(tiny_bundle: Path
 def test_a_pipeline_without_torch_free_loop_is_named(copy: Path) -> None:
     edit(copy, lambda manifest: manifest.update(pipeline="WonderPipeline"))
     with pytest.raises(
-        InputError, match="unknown torch-free pipeline 'WonderPipeline'; available: StableDiffusionPipeline"
+        InputError, match=r"unknown torch-free pipeline 'WonderPipeline'; available: .*StableDiffusionPipeline"
     ):
         ingot.load(copy)
 

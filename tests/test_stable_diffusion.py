@@ -129,7 +129,11 @@ def test_the_command_line_takes_a_picture_and_a_mask(tiny_bundle: Path, tmp_path
     assert not (tmp_path / "no.png").exists()
 
 
-@pytest.mark.parametrize("scheduler", schedulers.SCHEDULERS)
+# diffusers' pipeline cannot run with the others: they noise otherwise, or are for other models
+USUAL = [name for name in schedulers.SCHEDULERS if not name.startswith(("FlowMatch", "UnCLIP"))]
+
+
+@pytest.mark.parametrize("scheduler", USUAL)
 def test_every_scheduler_equals_diffusers(pipe: Any, theirs: Any, scheduler: str) -> None:
     call = {"prompt": ["a cat", "a dog"], "num_inference_steps": 6, "height": 64, "width": 64}
     expected = diffusers_latents(theirs, scheduler, **call)
