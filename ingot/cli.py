@@ -200,6 +200,37 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--prompts", dest="prompt_file", type=Path, metavar="FILE", help="a prompt on each line")
     command.add_argument("--negative", metavar="PROMPT", help="what the picture should not show")
+    _add_start(command)
+    _add_loop(command)
+    command.add_argument("--size", type=size, metavar="HxW", help="height x width (default: the model's own)")
+    command.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="seed of the first picture; the next takes S+1 (default: 0)"
+    )
+    command.add_argument("--count", type=int, default=1, metavar="N", help="pictures for each prompt (default: 1)")
+    command.add_argument("--scheduler", metavar="NAME", help="another scheduler, by diffusers' class name")
+    _add_lora(command, "add a LoRA to the weights for this run")
+    controls.add_generate_options(command)
+    command.add_argument("--grid", action="store_true", help="one file with all pictures in rows")
+    command.add_argument("--engine", metavar="ENGINE", help=f"{TARGETS} (default: by what the machine has)")
+    command.add_argument("--device", metavar="DEVICE", help="cpu, cuda, gpu, mps, … (default: by what the machine has)")
+    command.add_argument(
+        "--precision", metavar="NAME", help="float32, int8-static, … (default: what the bundle has first)"
+    )
+    command.add_argument("--threads", type=int, metavar="N", help="threads of the engine")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    command.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("out.png"),
+        metavar="FILE",
+        help="default: out.png; several: out-1.png, …",
+    )
+    command.set_defaults(run=commands.generate)
+
+
+def _add_start(command: argparse.ArgumentParser) -> None:
+    """What a picture starts from, and is steered by."""
     command.add_argument("--image", type=Path, metavar="FILE", help="a picture to begin with")
     command.add_argument(
         "--strength",
@@ -220,6 +251,10 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
         "--class", dest="classes", action="append", default=[], metavar="LABEL",
         help="a class by number or name, for models without prompts; may be given several times",
     )  # fmt: skip
+
+
+def _add_loop(command: argparse.ArgumentParser) -> None:
+    """How the loop runs."""
     command.add_argument(
         "--steps", type=int, metavar="N", help="denoising steps (default: 20; without a prompt the model's own)"
     )
@@ -250,31 +285,6 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="with DeepCache: the full UNet every N steps (default: 1)",
     )
-    command.add_argument("--size", type=size, metavar="HxW", help="height x width (default: the model's own)")
-    command.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="seed of the first picture; the next takes S+1 (default: 0)"
-    )
-    command.add_argument("--count", type=int, default=1, metavar="N", help="pictures for each prompt (default: 1)")
-    command.add_argument("--scheduler", metavar="NAME", help="another scheduler, by diffusers' class name")
-    _add_lora(command, "add a LoRA to the weights for this run")
-    controls.add_generate_options(command)
-    command.add_argument("--grid", action="store_true", help="one file with all pictures in rows")
-    command.add_argument("--engine", metavar="ENGINE", help=f"{TARGETS} (default: by what the machine has)")
-    command.add_argument("--device", metavar="DEVICE", help="cpu, cuda, gpu, mps, … (default: by what the machine has)")
-    command.add_argument(
-        "--precision", metavar="NAME", help="float32, int8-static, … (default: what the bundle has first)"
-    )
-    command.add_argument("--threads", type=int, metavar="N", help="threads of the engine")
-    command.add_argument("--quiet", action="store_true", help="no progress bar")
-    command.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        default=Path("out.png"),
-        metavar="FILE",
-        help="default: out.png; several: out-1.png, …",
-    )
-    command.set_defaults(run=commands.generate)
 
 
 def _add_inspect(command: argparse.ArgumentParser) -> None:
