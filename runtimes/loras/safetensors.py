@@ -90,11 +90,11 @@ def _check(file: Path, name: str, entry: Entry, size: int) -> None:
     first, last = entry.data_offsets
     if not first <= last <= size:
         raise _broken(file, f"{name} would lie from byte {first:,} to {last:,} of {size:,}")
-    if any(side > size for side in entry.shape):
-        raise _broken(file, f"{name} has the shape {list(entry.shape)}")
     wanted = math.prod(entry.shape) * DTYPES[entry.dtype].itemsize if entry.dtype in DTYPES else last - first
     if last - first != wanted:
         raise _broken(file, f"{name} has {last - first:,} bytes, and its shape {list(entry.shape)} needs {wanted:,}")
+    if any(side > size for side in entry.shape):
+        raise _broken(file, f"{name} has the shape {list(entry.shape)}")
 
 
 def _broken(file: Path, why: str) -> InputError:
