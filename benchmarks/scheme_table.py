@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ def main() -> None:
         print(json.dumps(run_here(options.folder, engine, precision, options.count)))
         return
     bundle = prepared(options.folder, options.to.split(","))
-    print("\n".join(table(bundle, options.count)))
+    for row in table(bundle, options.count):
+        print(row, flush=True)
 
 
 def prepared(folder: Path, targets: list[str]) -> Path:
@@ -89,17 +91,15 @@ def names(manifest: Manifest) -> list[tuple[str, str]]:
     return [pair for engine in dict.fromkeys(engine for engine, _ in found) for pair in found if pair[0] == engine]
 
 
-def table(bundle: Path, count: int) -> list[str]:
-    """The table's lines."""
+def table(bundle: Path, count: int) -> Iterator[str]:
+    """The table's lines, as they are measured."""
     manifest = Bundle.open(bundle, hashes=False).manifest
     reference = run(bundle, "diffusers", "float32", count)
     truth = pictures(bundle, "diffusers", "float32")
     full = 4 * sum(entry.parameters for role, entry in manifest.components.items() if role != "vae_encoder") / 1e6
-    lines = [
-        HEAD,
-        "|---" * (HEAD.count("|") - 1) + "|",
-        line("diffusers", "float32", size(manifest, "diffusers"), full, reference, None),
-    ]
+    yield HEAD
+    yield "|---" * (HEAD.count("|") - 1) + "|"
+    yield line("diffusers", "float32", size(manifest, "diffusers"), full, reference, None)
     for engine, precision in names(manifest):
         megabytes = weight(manifest, engine, precision)
         if why_not(engine):
@@ -109,16 +109,11 @@ def table(bundle: Path, count: int) -> list[str]:
             checker = (
                 "" if quality is None or quality.checker is None else f"{quality.checker:.0%} of {quality.prompts}"
             )
-            lines.append(
-                f"| {engine} | {precision} | {megabytes:.1f} | {full / megabytes:.1f} | | | {psnr} | {ssim} | {checker} |"
-            )
+            yield f"| {engine} | {precision} | {megabytes:.1f} | {full / megabytes:.1f} | | | {psnr} | {ssim} | {checker} |"
             continue
         found = run(bundle, engine, precision, count)
         drawn = pictures(bundle, engine, precision)
-        lines.append(
-            line(engine, precision, megabytes, full, found, (image_psnr(truth, drawn), image_ssim(truth, drawn)))
-        )
-    return lines
+        yield line(engine, precision, megabytes, full, found, (image_psnr(truth, drawn), image_ssim(truth, drawn)))
 
 
 def line(
