@@ -107,7 +107,8 @@ def attached(pipe: Any) -> tuple[dict[str, Any], dict[str, Engine]] | None:
 
 def attached_roles(pipe: Any) -> tuple[str, ...]:
     """The components of a pipeline that run on an engine."""
-    return tuple(vars(pipe).get(_STATE, ({}, {}))[1])
+    state = attached(pipe)
+    return () if state is None else tuple(state[1])
 
 
 def _wanted(
