@@ -16,7 +16,9 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 import ingot
 from ingot.benchmarks.attach_table import answer
 from ingot.exporters.attach import attached_roles
+from ingot.exporters.dummies import Sizes
 from ingot.exporters.piecewise import export_pieces
+from ingot.exporters.recording import record
 from ingot.runtimes.bundle import Bundle
 from ingot.runtimes.errors import EngineError, InputError
 from ingot.runtimes.manifest import decode, encode
@@ -177,6 +179,17 @@ def test_detach_gives_the_modules_back(tiny_sd: Any, tiny_bundle: Path) -> None:
     assert ingot.detach(made) is made  # nothing is attached
     with torch.no_grad(), pytest.raises(EngineError, match="closed"):
         attached(torch.zeros(1, 4, 8, 8), 1, torch.zeros(1, 77, 32))
+
+
+def test_what_is_attached_survives_a_bundle_that_does_not_fit_and_a_recording(pipe: Any, tiny_bundle: Path) -> None:
+    unet = pipe.unet
+    with pytest.raises(InputError, match="has no denoiser"):
+        ingot.attach(pipe, tiny_bundle, components=["denoiser"])
+    assert pipe.unet is unet
+    assert attached_roles(pipe) == SD_ROLES
+    before = vars(unet)["forward"]
+    record(pipe, Sizes(1, 16, 32), {})
+    assert vars(unet)["forward"] is before
 
 
 def test_bundles_that_do_not_fit_are_refused(tiny_sd: Any, tiny_sdxl: Any, tiny_bundle: Path) -> None:
