@@ -37,12 +37,13 @@ def build(
         model = _translated(program, signature, opset)
         weights = [value for name, value in model.graph.initializers.items() if name in program.state_dict]
         passes.InlinePass()(model)
-        model.metadata_props[TRACED] = str(len(model.graph))
+        traced = len(model.graph)
         _transpose_weights(model, weights)
         with _unknown(weights):
             _simplify(model)
     names = _name_weights(model, weights)
     _declare(model, signature, static=static)
+    model.metadata_props[TRACED] = str(traced)
     return model, names
 
 

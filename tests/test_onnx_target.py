@@ -20,6 +20,7 @@ from onnx import numpy_helper
 from ingot.exporters import parity
 from ingot.exporters.capture import capture
 from ingot.exporters.component import Component
+from ingot.exporters.onnx_graph import TRACED
 from ingot.exporters.onnx_weights import SHARED_FILE, share_weights
 from ingot.exporters.targets import available, target
 from ingot.exporters.targets.onnx import OnnxFile, export
@@ -139,6 +140,13 @@ def test_nothing_of_the_machine_is_left_in_the_file(exported: Export) -> None:
     content = graph.path.read_bytes()
     assert b".py" not in content
     assert str(Path.cwd()).encode() not in content
+
+
+def test_the_file_says_how_many_nodes_the_clean_up_left_out(exported: Export) -> None:
+    _, graph = exported("sd", "unet")
+    for path in (graph.path, *(form.path for form in graph.forms)):
+        model = ir.load(path)
+        assert int(model.metadata_props[TRACED]) > len(model.graph) > 0
 
 
 def test_names_and_dimensions_on_disk(exported: Export) -> None:
