@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from .engine_table import peak_mib
 SCHEMES = {"onnx": ("int8-dynamic", "int8-static"), "openvino": ("int8-weights", "int8-static")}
 PROMPTS = ["a lighthouse on a cliff", "a bowl of fruit"]  # random weights: any will do
 ROLES = ("unet", "vae_decoder")
-HEAD = "| {role} | form | MB | times smaller | seconds a call | times as fast | peak GiB |"
+HEAD = "| {role} | form | MB | times smaller | seconds a call | times as fast as the first | peak GiB |"
 
 
 def main() -> None:
@@ -38,13 +39,14 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="needs 20 GB; a checkpoint that `full_size` made is used again")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--role", default="unet", choices=ROLES)
+    parser.add_argument("--forms", nargs="+", metavar="FORM", help="of the table's second column (default: all)")
     parser.add_argument("--worker", metavar="FORM")
     options = parser.parse_args()
     if options.worker:
         print(json.dumps(run_here(options.work, options.role, options.worker)))
         return
     bundle = prepared(options.work)
-    print("\n".join(table(options.work, bundle, options.role, options.rounds)))
+    print("\n".join(table(options.work, bundle, options.role, options.rounds, options.forms)))
 
 
 def prepared(work: Path) -> Bundle:
@@ -79,8 +81,8 @@ def quantized(folder: Path, engine: str, scheme: str) -> None:
     print(f"{engine} {scheme}: {time.monotonic() - began:.0f} s", file=sys.stderr)
 
 
-def table(work: Path, bundle: Bundle, role: str, rounds: int) -> list[str]:
-    """The table's lines; speeds are against torch in float32."""
+def table(work: Path, bundle: Bundle, role: str, rounds: int, only: Sequence[str] | None = None) -> list[str]:
+    """The table's lines; speeds are against the first form, torch in float32 where it is among them."""
     entry = bundle.component(role)
     lower = _has_bfloat16()
     forms = ["torch float32", *(["torch bfloat16"] if lower else [])]
@@ -88,12 +90,15 @@ def table(work: Path, bundle: Bundle, role: str, rounds: int) -> list[str]:
         forms.append(_name(graph))
         if graph.engine == "openvino" and graph.quantization is None:
             forms += [f"{_name(graph)} in bf16"] if lower else []
+    if unknown := [form for form in only or () if form not in forms]:
+        raise SystemExit(f"unknown forms {', '.join(unknown)}; there are: {', '.join(forms)}")
+    forms = [form for form in forms if only is None or form in only]
     found: dict[str, list[dict[str, float]]] = {form: [] for form in forms}
     for _ in range(rounds):
         for form in forms:
             found[form].append(run(work, role, form))
     full = next(_megabytes(bundle, graph) for graph in entry.graphs if graph.precision == "float32")
-    base = statistics.median(one["seconds"] for one in found["torch float32"])
+    base = statistics.median(one["seconds"] for one in found[forms[0]])
     lines = [HEAD.format(role=role), "|---" * (HEAD.count("|") - 1) + "|"]
     for form, runs in found.items():
         seconds = statistics.median(one["seconds"] for one in runs)
