@@ -24,13 +24,24 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "final_sigmas_type": ("zero", "sigma_min"),
     "sigma_schedule": ("karras", "exponential"),
     "time_shift_type": ("exponential", "linear"),
-    "variance_type": (None, "learned", "learned_range"),
+    # of these the learned ones say that a model answers more; the others are DDPM's, and left over in many configs
+    "variance_type": (
+        None,
+        "learned",
+        "learned_range",
+        "fixed_small",
+        "fixed_small_log",
+        "fixed_large",
+        "fixed_large_log",
+    ),
     "solver_p": (None,),
 }
 _AT_LEAST_ONE = ("num_train_timesteps", "original_inference_steps", "solver_order")
 _ABOVE_ZERO = ("flow_shift", "rho", "shift", "sigma_data")
 _MAY_BE_NONE = ("base_shift", "max_shift")  # which nothing here reads: a pipeline makes mu from them
 _SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+# Null in what Euler and UniPC save: nobody said it. Other classes, which read the same options, take their own defaults.
+_UNSAID = ("sigma_min", "sigma_max", *_SPACINGS)
 
 
 class Config(Mapping[str, Any]):
@@ -91,6 +102,7 @@ def resolve(
     for name in given:
         if name not in defaults:
             raise unknown(f"option of {owner}", name, defaults)
+    given = {name: value for name, value in given.items() if value is not None or name not in _UNSAID}
     values = {name: _translate(aliases.get(name, {}), given.get(name, default)) for name, default in defaults.items()}
     problems = [
         problem for name, value in values.items() if (problem := _problem(name, value, defaults[name], choices))

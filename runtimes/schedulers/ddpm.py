@@ -32,6 +32,7 @@ class DDPMScheduler(DiscreteScheduler):
         # not "fixed_large_log": diffusers takes the square root of a negative logarithm there, and samples are NaN
         "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", *_LEARNED),
     }
+    aliases: ClassVar[dict[str, dict[Any, Any]]] = {"variance_type": {None: "fixed_small"}}  # what diffusers computes
     custom_schedules: ClassVar[tuple[str, ...]] = ("timesteps",)
 
     def step(

@@ -211,7 +211,10 @@ class DiscreteScheduler:
         if name not in self.custom_schedules:
             takes = ", ".join(("num_inference_steps", *self.custom_schedules))
             raise InputError(f"{type(self).__name__} does not take {name}; it takes {takes}")
-        array = np.asarray(values, dtype=np.float64)
+        try:
+            array = np.asarray(values, dtype=np.float64)
+        except (TypeError, ValueError):
+            array = np.empty(0)
         if array.ndim != 1 or not array.size or not np.isfinite(array).all() or (array < 0).any():
             raise InputError(f"{name} must be a list of numbers, none below 0, not {values!r}")
         return array

@@ -76,6 +76,6 @@ def ending_low(
 
 def mean_of(config: Any, model_output: Array, sample: Array) -> Array:
     """The output without the variance that some models of noise predict beside it, which no step needs."""
-    if config.variance_type and config.prediction_type == "epsilon":
+    if (config.variance_type or "").startswith("learned") and config.prediction_type == "epsilon":
         return model_output[:, : sample.shape[1]]
     return model_output
