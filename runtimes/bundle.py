@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -87,8 +89,11 @@ class Bundle:
 
     def require(self, names: Iterable[str]) -> None:
         """Hash these files. Raises BundleError naming every one that is not what was written."""
-        checked = {name: _file_problem(self.file(name), self.manifest.files[name], True) for name in names}
-        problems = [f"{name} {problem}" for name, problem in checked.items() if problem]
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # hashing leaves Python to other threads
+            checked = pool.map(
+                lambda name: (name, _file_problem(self.file(name), self.manifest.files[name], True)), names
+            )
+        problems = [f"{name} {problem}" for name, problem in checked if problem]
         if problems:
             raise BundleError(f"{self.path} cannot be trusted: " + "; ".join(problems))
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import openvino as ov
-from openvino import opset14 as operators
-
 from ..errors import EngineError, InputError, unknown
 from ..signature import Signature
+from ._openvino_import import ov
 from ._sizes import resized
 
 __all__ = ["configuration", "core", "plugin", "present", "resized", "take_float_timestep"]
@@ -19,9 +18,17 @@ HINTS = ("latency", "throughput", "cumulative_throughput")
 CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 
 
-@cache
+_lock = threading.Lock()
+
+
 def core() -> ov.Core:
-    """OpenVINO's plugins, loaded once a process."""
+    """OpenVINO's plugins, loaded once a process, whichever thread asks first."""
+    with _lock:
+        return _core()
+
+
+@cache
+def _core() -> ov.Core:
     return ov.Core()
 
 
@@ -100,7 +107,7 @@ def take_float_timestep(model: ov.Model, signature: Signature) -> None:
         return
     (convert,) = old.output(0).get_target_inputs()
     (reshape,) = convert.get_node().output(0).get_target_inputs()
-    new = operators.parameter(ov.PartialShape(list(spec.shape)), ov.Type.f32, name="timestep")
+    new = ov.opset14.parameter(ov.PartialShape(list(spec.shape)), ov.Type.f32, name="timestep")
     for target in reshape.get_node().output(0).get_target_inputs():
         target.replace_source_output(new.output(0))
     model.replace_parameter(model.get_parameter_index(old), new)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import openvino as ov
 
+from ._openvino_import import ov
 from ._weights import Change, changed_weight
 
 FLOATS = (ov.Type.f32, ov.Type.f16)

@@ -212,7 +212,7 @@ def open_graph(
         fixed = resized(signature, sizes)
 
     def options() -> ort.SessionOptions:
-        return _fix(_options(threads, arena), given, fixed)
+        return _fix(_options(threads, arena, list(chosen) == ["CPUExecutionProvider"]), given, fixed)
 
     origin = Origin(file, chosen, options if session_options is None else None)
     session = open_session(file, chosen, session_options or options())
@@ -250,10 +250,15 @@ def _place(device: str | None, io_binding: bool | None) -> tuple[str, int] | Non
     return "cuda" if nvidia else "cpu", int(number) if number.isdigit() else 0
 
 
-def _options(threads: int | None, arena: bool) -> ort.SessionOptions:
+def _options(threads: int | None, arena: bool, on_cpu: bool) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = arena
+    if on_cpu:
+        # Measured with 1.31.1 (benchmarks/README.md). Where shapes have names, finding tensors that could share memory
+        # beforehand takes more than half of the time that opening takes, and the arena finds as much while it runs. The
+        # pattern of a run is one block for all tensors, beside what the arena holds of the run that it was learnt from.
+        options.enable_mem_reuse = options.enable_mem_pattern = False
     if threads is not None:
         if threads < 1:
             raise InputError(f"threads={threads}: a session needs at least 1")

@@ -10,13 +10,13 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
 
 from ..errors import EngineError
 from ..signature import Signature
 from . import Arrays, fit
 from ._openvino import configuration, core, plugin, present, resized, take_float_timestep
+from ._openvino_import import ov
 from ._openvino_weights import exchange, named_weights
 from ._weights import Change
 
