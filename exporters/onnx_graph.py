@@ -12,7 +12,8 @@ import torch
 from onnx_ir.passes import Sequential
 from onnx_ir.passes import common as passes
 from onnxscript.optimizer import fold_constants
-from onnxscript.rewriter import rewrite
+from onnxscript.rewriter import _DEFAULT_REWRITE_RULES, rewrite
+from onnxscript.rewriter.rules.common import slice_split_rule
 from torch.export import ExportedProgram
 
 from ingot.runtimes.signature import Signature
@@ -101,10 +102,15 @@ def _unknown(weights: Sequence[ir.Value]) -> Iterator[None]:
 
 
 def _simplify(model: ir.Model) -> None:
-    """onnxscript's optimizer in its own order, on a graph whose weights are hidden from it."""
+    """onnxscript's optimizer in its own order, on a graph whose weights are hidden from it.
+
+    Without its rule of two outputs, two slices into a split: it is tried on every node by a walk over all others, two thirds
+    of the whole optimization of a UNet, and torch writes splits as splits.
+    """
+    rules = [rule for rule in _DEFAULT_REWRITE_RULES if rule is not slice_split_rule]
     for _ in range(2):
         fold_constants(model, onnx_shape_inference=True)
-        rewrite(model)
+        rewrite(model, rules)
     Sequential(
         passes.RemoveUnusedNodesPass(),
         passes.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]  # onnx_ir leaves its __init__ untyped

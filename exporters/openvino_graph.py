@@ -18,6 +18,7 @@ from torch.fx import GraphModule
 from ingot.runtimes.signature import Signature
 
 from .openvino_lower import decomposed, lowered
+from .openvino_repairs import add_scaled
 
 PREFIX = "source."  # what FlatModule puts before the names of the module that it wraps
 TIMESTEP = "timestep"
@@ -35,6 +36,9 @@ def build(program: ExportedProgram, signature: Signature, *, quick: bool = True)
         model = _quickly(program, signature) if quick else None
         if model is None:
             model = _translated(decomposed(program), signature)
+    if len(model.inputs) != len(signature.inputs):
+        raise RuntimeError("at the recorded size its answer does not depend on all of its inputs")
+    add_scaled(model)
     _name_ports(model, signature)
     _name_weights(model, program)
     return model

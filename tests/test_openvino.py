@@ -417,3 +417,26 @@ def test_without_openvino_tokenizers_a_warning_says_what_to_install(
     with pytest.warns(UserWarning, match=r"GenAI will not read this bundle.*pip install 'openvino-tokenizers==20"):
         finish(tmp_path, tiny_sd.pipe, {})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_scaled_group_norm_of_a_fixed_size_can_be_opened() -> None:
+    """Kandinsky's, DeepFloyd IF's: OpenVINO 2026.4.1 ends the process where it compiles the product as it is traced."""
+    from openvino import opset14 as operators
+
+    from ingot.exporters.openvino_repairs import add_scaled
+
+    shapes = [2, 16, 4, 4], [2, 16, 1, 1]
+    x, scale = (operators.parameter(shape, np.float32) for shape in shapes)
+    weight, bias = (operators.constant(np.full(16, value, np.float32)) for value in (1.5, 0.25))
+    norm = operators.group_normalization(x, weight, bias, 4, 1e-5)
+    one = operators.constant(np.ones((1, 1, 1, 1), np.float32))
+    model = ov.Model([operators.multiply(norm, operators.add(scale, one)).output(0)], [x, scale])
+    add_scaled(model)
+    kinds = {node.get_type_name(): node for node in model.get_ops()}
+    product = kinds["Multiply"].inputs()
+    assert "Add" not in {port.get_source_output().get_node().get_type_name() for port in product}
+    given = [np.random.RandomState(seed).standard_normal(shape).astype(np.float32) for seed, shape in enumerate(shapes)]
+    found = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(given)[0]
+    weights = (torch.full((16,), value) for value in (1.5, 0.25))
+    expected = torch.nn.functional.group_norm(torch.from_numpy(given[0]), 4, *weights, 1e-5) * (1 + given[1])
+    np.testing.assert_allclose(found, expected.numpy(), atol=TOLERANCE, rtol=0)
