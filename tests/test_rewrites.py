@@ -247,7 +247,7 @@ def test_rewrites_together_are_traced_for_every_size(tiny_sd: Any) -> None:
 
 
 BAD = {
-    "wonder": "unknown rewrite 'wonder'; available: fused_qkv, sliced_attention, split_einsum, split_einsum_v2, token_merging",
+    "wonder": "unknown rewrite 'wonder'; available: freeu, fused_qkv, sliced_attention, split_einsum, split_einsum_v2, token_merging",
     "fused_qkv=1": "the rewrite fused_qkv takes no value",
     "token_merging=": "token_merging=: the share of tokens",
     "token_merging=half": "token_merging=half: the share of tokens",
@@ -285,7 +285,7 @@ def test_canonical_names_carry_their_values() -> None:
 
 @pytest.mark.parametrize("name", rewrites.available())
 def test_every_rewrite_says_what_it_does_to_a_model(name: str, models: dict[str, Model]) -> None:
-    assert rewrites.exact((name,)) is (name != "token_merging")
+    assert rewrites.exact((name,)) is (name not in ("freeu", "token_merging"))
     assert rewrites.those_that_apply((name,), models["sd"][0]) == (name,)
     assert rewrites.those_that_apply((name,), nn.Linear(2, 2)) == ()
 
