@@ -137,6 +137,7 @@ def examined(name: str, target: str, *, static: bool = False) -> Result:
     import torch
 
     import ingot
+    from ingot.exporters.capture import record_twice
     from ingot.exporters.piecewise import export_pieces
     from ingot.runtimes.bundle import Bundle
     from ingot.runtimes.engines import engine
@@ -157,10 +158,11 @@ def examined(name: str, target: str, *, static: bool = False) -> Result:
         parity = max(graph.parity.rel_l2 for entry in held.values() for graph in entry.graphs if graph.parity)
         stay = {role: sentence(reason) for role, reason in {**pieces.refused, **row.torch_only}.items()}
         roles = tuple(role for role in pieces.roles if role not in stay)
-        wanted, exact = answer(pipe, row.inputs), dict(engine(target).PARITY_OPTIONS)
+        sizes, exact = record_twice(pipe, inputs=row.inputs)[1][0], dict(engine(target).PARITY_OPTIONS)
+        wanted = answer(pipe, row.inputs, sizes)
         try:
             ingot.attach(pipe, pieces.path, engine=target, components=roles, threads=1, **exact)
-            found = answer(pipe, row.inputs)
+            found = answer(pipe, row.inputs, sizes)
         except Exception as error:  # whatever the pipeline raises is what the table is to say
             return Result(name, target, pieces.roles, parity, pieces.fixed, torch=stay, error=sentence(error))
         far = max((float(abs(a - b).max()) for a, b in zip(wanted, found, strict=True)), default=float("nan"))
@@ -168,26 +170,26 @@ def examined(name: str, target: str, *, static: bool = False) -> Result:
     return Result(name, target, pieces.roles, parity, pieces.fixed, roles, far, scale, stay)
 
 
-def answer(pipe: Any, inputs: Any) -> list[Any]:
-    """Everything that a pipeline answers, as arrays, at the smallest size that it takes."""
+def answer(pipe: Any, inputs: Any, sizes: Any = None) -> list[Any]:
+    """Everything that a pipeline answers, as arrays, at these sizes, else at the smallest that it takes."""
     import torch
 
-    from ingot.exporters.capture import sizes_to_try
+    from ingot.exporters.capture import REFUSALS, sizes_to_try
     from ingot.exporters.dummies import call_inputs
     from ingot.exporters.recording import quietly
     from ingot.runtimes.errors import IngotError
 
-    sizes = [first for first, _ in sizes_to_try(pipe)]
+    tried = [first for first, _ in sizes_to_try(pipe)] if sizes is None else [sizes]
     torch.manual_seed(0)  # for those that draw without the generator that they are given
     with torch.no_grad(), quietly(pipe):
-        for size in sizes[:-1]:
+        for size in tried[:-1]:
             try:
                 return list(arrays(pipe(**call_inputs(pipe, size, inputs))))
             except IngotError:
                 raise
-            except (ValueError, RuntimeError):  # as capture finds the size
+            except REFUSALS:  # as capture finds the size
                 continue
-        return list(arrays(pipe(**call_inputs(pipe, sizes[-1], inputs))))
+        return list(arrays(pipe(**call_inputs(pipe, tried[-1], inputs))))
 
 
 def arrays(value: Any) -> Iterable[Any]:

@@ -11,9 +11,12 @@ What the bundle has a component for is replaced, at the places where capture rec
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from diffusers import DiffusionPipeline
 
 from ingot.runtimes.bundle import Bundle
 from ingot.runtimes.choice import Precision, choose, pick
@@ -27,12 +30,29 @@ from .bundle_writer import config_of, plain
 from .recording import Place, places
 
 _log = logging.getLogger("ingot")
-_STATE = "_ingot_attached"  # on the pipeline, past its own __setattr__: what was replaced, and the engines
+_STATE = "_ingot_attached"  # on the pipeline, past its own __setattr__: what `Attached` holds
 # Differ between checkpoints of one architecture, or say how a file was written; no graph depends on them.
 _NOT_COMPARED = ("_class_name", "_diffusers_version", "_name_or_path", "transformers_version", "dtype", "torch_dtype",
                  "architectures", "sample_size", "use_cache", "return_dict")  # fmt: skip
 # Since then manifests say what a graph folds in.
 _SCHEMA = 4
+
+
+@dataclass(frozen=True)
+class Attached:
+    """What `attach` took from a pipeline, and the engines in its place.
+
+    `originals` are modules by the pipeline that had them and their name there: a combined pipeline and the ones inside of it
+    each hold their own.
+    """
+
+    originals: tuple[tuple[Any, str, Any], ...]
+    engines: Mapping[str, Engine]
+
+    def put_back(self) -> None:
+        """Give every pipeline its own modules, past its own __setattr__, which writes its config."""
+        for holder, name, original in self.originals:
+            vars(holder)[name] = original
 
 
 def attach(
@@ -57,16 +77,17 @@ def attach(
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, hashes=False)
     before = attached(pipe)
     if before is not None:  # put back where the new bundle does not fit
-        originals, old = before
-        held = dict(vars(pipe))
+        held = [(holder, name, vars(holder)[name]) for holder, name, _ in before.originals]
         vars(pipe).pop(_STATE)
-        vars(pipe).update(originals)
+        before.put_back()
         try:
             attach(pipe, opened, engine=engine, device=device, precision=precision, components=components, **options)
         except BaseException:
-            vars(pipe).update(held)
+            vars(pipe)[_STATE] = before
+            for holder, name, module in held:
+                vars(holder)[name] = module
             raise
-        _close(old)
+        _close(before.engines)
         return pipe
     found = _wanted(opened, {place.role: place for place in places(pipe)}, components, type(pipe).__name__)
     _require_same_model(opened, found)
@@ -91,24 +112,24 @@ def attach(
 
 def detach(pipe: Any) -> Any:
     """Give a pipeline its own modules back and close the engines. One that has nothing attached stays as it is."""
-    state = vars(pipe).pop(_STATE, None)
+    state = attached(pipe)
     if state is not None:
-        originals, engines = state
-        vars(pipe).update(originals)
-        _close(engines)
+        vars(pipe).pop(_STATE)
+        state.put_back()
+        _close(state.engines)
     return pipe
 
 
-def attached(pipe: Any) -> tuple[dict[str, Any], dict[str, Engine]] | None:
+def attached(pipe: Any) -> Attached | None:
     """What `attach` took from a pipeline, and the engines in its place; None where there is nothing."""
-    state: tuple[dict[str, Any], dict[str, Engine]] | None = vars(pipe).get(_STATE)
+    state: Attached | None = vars(pipe).get(_STATE)
     return state
 
 
 def attached_roles(pipe: Any) -> tuple[str, ...]:
     """The components of a pipeline that run on an engine."""
     state = attached(pipe)
-    return () if state is None else tuple(state[1])
+    return () if state is None else tuple(state.engines)
 
 
 def _wanted(
@@ -158,21 +179,33 @@ def _differences(entry: ComponentEntry, place: Place) -> list[str]:
 def _put(
     pipe: Any, found: Mapping[str, Place], methods: Mapping[str, EngineMethod], engines: dict[str, Engine]
 ) -> None:
-    """Change the pipeline: one replacement for each of its parts, past its own __setattr__, which writes its config."""
-    originals, by_part = {}, {}  # type: tuple[dict[str, Any], dict[str, list[str]]]
+    """Change the pipeline: one replacement for each of its parts, under every name and in every pipeline inside of it, past
+    its own __setattr__, which writes its config."""
+    by_part: dict[str, list[str]] = {}
     for role, place in found.items():
         by_part.setdefault(place.part, []).append(role)
-    aliases = {id(vars(pipe)[name]): [] for name in by_part}  # type: dict[int, list[str]]
-    for name, part in vars(pipe).items():
-        if id(part) in aliases:
-            aliases[id(part)].append(name)
-    for name, roles in by_part.items():
-        original = vars(pipe)[name]
-        replacement = module_with(original, [(found[role], methods[role]) for role in roles])
-        for alias in aliases[id(original)]:
-            originals[alias] = original
-            vars(pipe)[alias] = replacement
-    vars(pipe)[_STATE] = originals, engines
+    originals = [
+        (holder, name, part)
+        for original in (vars(pipe)[name] for name in by_part)
+        for holder in _pipelines(pipe)
+        for name, part in vars(holder).items()
+        if part is original
+    ]
+    replacements = {
+        id(vars(pipe)[name]): module_with(vars(pipe)[name], [(found[role], methods[role]) for role in roles])
+        for name, roles in by_part.items()
+    }
+    for holder, name, original in originals:
+        vars(holder)[name] = replacements[id(original)]
+    vars(pipe)[_STATE] = Attached(tuple(originals), engines)
+
+
+def _pipelines(pipe: Any) -> Iterator[Any]:
+    """A pipeline, and those that it is combined of, such as `prior_pipe` and `decoder_pipe`."""
+    yield pipe
+    for part in vars(pipe).values():
+        if isinstance(part, DiffusionPipeline):
+            yield from _pipelines(part)
 
 
 def _close(engines: Mapping[str, Engine]) -> None:

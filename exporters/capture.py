@@ -39,6 +39,9 @@ FACTORS = (
     "movq_scale_factor",
 )
 DENOISERS = ("unet", "transformer")
+# How diffusers refuses a size (Stable Diffusion wants multiples of 8 even where the VAE's factor is 4), torch one that the
+# model's layers make nothing of, and Hunyuan-DiT one of which no whole token is left.
+REFUSALS = (ValueError, RuntimeError, ZeroDivisionError)
 
 
 def capture(
@@ -99,9 +102,7 @@ def record_twice(
             return [record(pipe, sizes, inputs or {}) for sizes in (first, second)], (first, second)
         except ExportError:
             raise
-        except (ValueError, RuntimeError) as error:
-            # How diffusers refuses a size (Stable Diffusion wants multiples of 8 even where the VAE's factor is 4), and
-            # torch one that the model's layers make nothing of.
+        except REFUSALS as error:
             refusal = error
         except (TypeError, LookupError, AttributeError, AssertionError, ArithmeticError) as error:
             raise ExportError(f"{type(pipe).__name__} failed while it was recorded: {error}") from error

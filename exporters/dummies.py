@@ -21,8 +21,8 @@ from .ip_adapter import adapters
 # Two steps, since a timestep must vary; one in the second recording, whose larger batch costs most of a capture.
 STEPS = (2, 1)
 # Pipelines and schedulers that fail with one step: PixArt-α's takes it for a distilled model's, and fails with a scheduler
-# that does not say what it predicts; unCLIP's divides by the steps less one (diffusers 0.42).
-NOT_ONE_STEP = {"PixArtAlphaPipeline", "UnCLIPScheduler"}
+# that does not say what it predicts; unCLIP's divides by the steps less one, Mochi by half of them (diffusers 0.42).
+NOT_ONE_STEP = {"MochiPipeline", "PixArtAlphaPipeline", "UnCLIPScheduler"}
 # Where pipelines keep how many frames make one of the latents', the first that is there.
 FRAME_FACTORS = ("vae_scale_factor_temporal", "vae_temporal_scale_factor", "vae_temporal_compression_ratio")
 WORDS = ("a red cat on a tree", "two blue rings", "a small house at night in the rain", "stars")

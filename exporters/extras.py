@@ -7,6 +7,7 @@ embedding_statistics.npz   of a prior: mean, deviation (1, width) of the embeddi
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,14 +60,16 @@ def _norm(norm: torch.nn.LayerNorm) -> Arrays:
 
 
 def _is_of_pictures(component: Component) -> bool:
-    """Whether it decodes latents (batch, channels, height, width) to three colours, and can encode."""
+    """Whether it decodes latents (batch, channels, height, width) to three colours, one by one, and can encode."""
     call = component.calls[0]
     shapes = [tuple(tensor.shape) for tensor in (*call.inputs.values(), *call.outputs.values())]
-    config = component.source.config
+    source: Any = component.source
+    config = source.config
     return (
         [len(shape) for shape in shapes] == [4, 4]
         and shapes[1][1] == 3
-        and hasattr(component.source, "encode")
+        and hasattr(source, "encode")
+        and "num_frames" not in inspect.signature(source.decode).parameters
         and all(hasattr(config, name) for name in ("scaling_factor", "block_out_channels", "latent_channels"))
     )
 

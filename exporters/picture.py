@@ -55,7 +55,8 @@ def reference_picture(pipe: Any, size: tuple[int, int] | None, count: int) -> Re
     """
     if type(pipe).__name__ not in FAMILIES:
         return None
-    height, width = size or tuple(min(side, _LATENTS * _pixels(pipe)) for side in default_size(pipe))
+    most = _LATENTS * _pixels(pipe)
+    height, width = size or tuple(min(side, most) for side in _said_size(pipe) or (most, most))
     steps = STEPS if height * width <= _LARGEST**2 else STEPS_LARGE
     arguments = _arguments(pipe, Sizes(1, height, width), steps, count)
     generators = [torch.Generator().manual_seed(SEED + i) for i in range(count)]
@@ -90,14 +91,21 @@ def _plain(value: Any) -> Any:
 
 
 def default_size(pipe: Any) -> tuple[int, int]:
-    """(height, width) in pixels that a pipeline makes when nobody names a size."""
+    """(height, width) in pixels that a pipeline makes when nobody names a size. Raises InputError where it does not say."""
+    said = _said_size(pipe)
+    if said is None:
+        raise InputError(f"{type(pipe).__name__} does not say its size: give --size (height=, width=)")
+    return said
+
+
+def _said_size(pipe: Any) -> tuple[int, int] | None:
     parts = [getattr(pipe, name) for name in DENOISERS if hasattr(pipe, name)]
     if not parts:  # a prior, which makes embeddings
         return _LATENTS, _LATENTS
     config = parts[0].config
     side = getattr(pipe, "default_sample_size", None) or config.get("sample_size")  # no config of FLUX says it
     if side is None:
-        raise InputError(f"{type(pipe).__name__} does not say its size: give --size (height=, width=)")
+        return None
     height, width = (side, side) if isinstance(side, int) else side
     return height * _pixels(pipe), width * _pixels(pipe)
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from ingot.runtimes.errors import InputError
 
+from .saving import read_embeds
+
 STEPS = 20  # of a model with prompts; others take their own
 
 
@@ -18,6 +20,9 @@ def arguments(
     """The call for so many prompts or classes, `--count` pictures of each. Raises InputError for an option that the pipeline
     has no argument for."""
     known = {field.name for field in dataclasses.fields(pipe.call_type)}
+    embeds = read_embeds(options.embeds)
+    if "image_embeds" in known and not embeds:
+        raise InputError(f"no embeddings were given, of which {pipe.class_name} makes pictures: --embeds FILE")
     if "prompt" in known and not prompts:
         raise InputError('no prompt was given: ingot generate BUNDLE "PROMPT", or --prompts FILE')
     height, width = options.size or (None, None)
@@ -34,7 +39,7 @@ def arguments(
         "--long-prompts": {"long_prompts": options.long_prompts or None},
         "--clip-skip": {"clip_skip": options.clip_skip},
         "--steps": {"num_inference_steps": steps},
-        "--image, --mask, --strength or --control-image": pictures,
+        "--image, --mask, --strength or --control-image": pictures, "--embeds": embeds,
         "--control-scale": {_scale_of(pipe): one_or_all(options.control_scales)},
     }  # fmt: skip
     call: dict[str, Any] = {}
@@ -44,7 +49,10 @@ def arguments(
             raise InputError(f"{option} is not for {pipe.class_name}, which has no {', '.join(sorted(missing))}")
         call |= given
     if "num_images_per_prompt" in known:
-        total, counted = len(prompts) * options.count, {"num_images_per_prompt": options.count}
+        rows = [len(prompts), *map(len, embeds.values())]
+        if pipe.makes == "embeddings" and options.negative is not None:
+            rows.append(2 * len(prompts))  # those of negative prompts are drawn too
+        total, counted = max(rows) * options.count, {"num_images_per_prompt": options.count}
     else:
         total = len(classes) or options.count
         counted = {"batch_size": total} if "batch_size" in known else {}

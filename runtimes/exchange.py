@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from .bundle import Bundle
+from .choice import Precision, choose, engines_of, pick
 from .errors import InputError
-from .manifest import ComponentEntry
+from .manifest import ComponentEntry, Graph
 from .pipelines.vae import DECODER, ENCODER
 
 VAE_ROLES = (DECODER, ENCODER)
@@ -29,6 +31,26 @@ def other_vae(bundle: Bundle, path: str | Path) -> Bundle:
     if wrong:
         raise InputError(f"the VAE of {other.path} does not fit {bundle.path}: {'; '.join(wrong)}")
     return other
+
+
+def shared_precision(precision: Precision) -> tuple[Precision, Precision]:
+    """What a precision says of a bundle whose VAE is replaced, and what of the VAE: by role each has its own, a name is for
+    both."""
+    if precision is None or isinstance(precision, str):
+        return precision, precision
+    vae = {role: name for role, name in precision.items() if role in VAE_ROLES}
+    return {role: name for role, name in precision.items() if role not in vae} or None, vae or None
+
+
+def vae_graphs(
+    other: Bundle, roles: Sequence[str], engine: str | None, device: str | None, precision: Precision, form: str | None
+) -> dict[str, Graph]:
+    """The VAE's graphs of the other bundle: for the engine of the rest where it has them. Raises InputError for a precision by
+    role that it has not."""
+    named = None if isinstance(precision, str) else precision
+    if engine not in engines_of(other, roles, named):
+        engine = choose(other, roles, None, device, named).engine
+    return pick(other, roles, engine, precision, form=form, device=device)
 
 
 def _latents(entry: ComponentEntry) -> dict[str, object]:

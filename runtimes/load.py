@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .bundle import Bundle
-from .choice import Precision, choose, engines_of, pick
+from .choice import Precision, choose, pick
 from .engines import Engine, Later, open_with
 from .errors import BundleError
-from .exchange import VAE_ROLES, other_vae
+from .exchange import VAE_ROLES, other_vae, shared_precision, vae_graphs
 from .loras import Loras
 from .manifest import Graph
 from .pipelines import pipeline_class
@@ -24,6 +25,9 @@ from .textual_inversion import Inversions, take_embeddings
 from .tokenizer import Tokenizer
 
 _log = logging.getLogger("ingot")
+
+SIDE_BY_SIDE = {"onnx", "openvino"}  # opening leaves Python to other threads meanwhile, and sets nothing that all share
+SMALL = 512 << 20  # bytes of graphs; the peaks of memory of larger ones would add up, and opening them uses all cores
 
 
 def load(
@@ -102,6 +106,7 @@ def build(
     wanted = [role for role in wanted if role not in (left_out if other is None else (*left_out, *VAE_ROLES))]
     if engine is None and "providers" in options:
         engine = "onnx"  # only ONNX Runtime has them
+    precision, of_vae = (precision, None) if other is None else shared_precision(precision)
     if open_graph is None:
         chosen = choose(bundle, wanted, engine, device, precision)
         _log.info("%s: %s", bundle.path, chosen)
@@ -117,17 +122,18 @@ def build(
     homes = dict.fromkeys(graphs, bundle)
     if other is not None:
         own = [role for role in VAE_ROLES if role in known and role in other.manifest.components]
-        there = engine if engine in engines_of(other, own) else choose(other, own, None, device, None).engine
-        own_graphs = pick(other, own, there, precision, form=form, device=options.get("device"))
-        graphs, homes = {**graphs, **own_graphs}, {**homes, **dict.fromkeys(own_graphs, other)}
+        theirs = vae_graphs(other, own, engine, device or options.get("device"), of_vae, form)
+        graphs, homes = {**graphs, **theirs}, {**homes, **dict.fromkeys(theirs, other)}
     if hashes:
         _require(homes, graphs)
     quantized = {role: graph.quantization.scheme for role, graph in graphs.items() if graph.quantization}
     engines: dict[str, Engine] = {}
     try:
+        openings: dict[str, Callable[[], Engine]] = {}
         for role, graph in graphs.items():
             opening = partial(open_graph or partial(open_engine, **options), homes[role], graph)
-            engines[role] = Later(opening, graph.signature) if role in family.lazy_roles else opening()
+            openings[role] = partial(Later, opening, graph.signature) if role in family.lazy_roles else opening
+        _open_all(openings, engines, together=open_graph is None and _small(homes, graphs, options))
         parts = _parts(bundle, class_name, engines, homes)
         if textual_inversions:
             extended = take_embeddings(textual_inversions, engines, parts.tokenizers, quantized)
@@ -142,6 +148,28 @@ def build(
             opened.close()
         raise
     return pipe
+
+
+def _small(homes: Mapping[str, Bundle], graphs: Mapping[str, Graph], options: Mapping[str, Any]) -> bool:
+    """Whether graphs are worth opening side by side: those that one thread compiles, on a processor that may use several."""
+    if not {graph.engine for graph in graphs.values()} <= SIDE_BY_SIDE or options.get("threads") == 1:
+        return False
+    if options.get("device") not in (None, "cpu") or "providers" in options:
+        return False
+    return sum(homes[role].manifest.files[file].size for role in graphs for file in graphs[role].files) <= SMALL
+
+
+def _open_all(openings: Mapping[str, Callable[[], Engine]], engines: dict[str, Engine], *, together: bool) -> None:
+    """Put what is opened into `engines`, as far as it goes. Raises the first error, by the roles' order."""
+    if not together:
+        for role, opening in openings.items():
+            engines[role] = opening()
+        return
+    with ThreadPoolExecutor(len(openings)) as pool:
+        futures = {role: pool.submit(opening) for role, opening in openings.items()}
+    engines |= {role: future.result() for role, future in futures.items() if future.exception() is None}
+    for future in futures.values():
+        future.result()
 
 
 def _of_family(family: Any, parts: Parts, bundle: Bundle) -> Any:

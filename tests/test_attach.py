@@ -9,6 +9,7 @@ from typing import Any
 import diffusers
 import msgspec
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -16,6 +17,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 import ingot
 from ingot.benchmarks.attach_table import answer
 from ingot.exporters.attach import attached_roles
+from ingot.exporters.capture import record_twice
 from ingot.exporters.dummies import Sizes
 from ingot.exporters.piecewise import export_pieces
 from ingot.exporters.recording import record
@@ -260,6 +262,70 @@ def test_ddpm(tmp_path: Path) -> None:
     from . import tiny
 
     assert attached_equals_torch(tiny.ddpm(tmp_path), tmp_path) == ("unet",)
+
+
+def test_diffedit_masks_inverts_and_paints_attached(tiny_sd: Any, tiny_bundle: Path) -> None:
+    """Methods of a pipeline beside its call: they ask the same modules."""
+    parts = {name: part for name, part in tiny_sd.pipe.components.items() if name != "image_encoder"}
+    made = diffusers.StableDiffusionDiffEditPipeline(
+        **parts, inverse_scheduler=diffusers.DDIMInverseScheduler.from_config(tiny_sd.pipe.scheduler.config),
+        requires_safety_checker=False,
+    )  # fmt: skip
+    made.set_progress_bar_config(disable=True)
+    picture = PIL.Image.fromarray(np.random.RandomState(0).randint(0, 256, (32, 32, 3)).astype(np.uint8))
+    steps: dict[str, Any] = {"num_inference_steps": 4}
+
+    def edited() -> list[Any]:
+        seeded = [torch.Generator().manual_seed(seed) for seed in (0, 1, 2)]
+        words = {"source_prompt": "a cat", "target_prompt": "a dog"}
+        mask = made.generate_mask(image=picture, **words, **steps, num_maps_per_mask=2, generator=seeded[0])
+        latents = made.invert("a cat", image=picture, **steps, generator=seeded[1]).latents
+        call = {"mask_image": np.ones_like(mask), "image_latents": latents, "output_type": "latent", **steps}
+        return [mask, latents.numpy(), made("a dog", **call, generator=seeded[2]).images.numpy()]
+
+    with torch.no_grad():
+        wanted = edited()
+        ingot.attach(made, tiny_bundle, engine="onnx", threads=1)
+        assert attached_roles(made) == SD_ROLES
+        found = edited()
+    ingot.detach(made)
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one, other, atol=TOLERANCE * max(1, np.abs(other).max()), rtol=0)
+
+
+def test_combined_pipelines_run_attached_and_get_everything_back(tmp_path: Path) -> None:
+    """Their prior and their decoder hold the same modules under names of their own."""
+    from ingot.benchmarks.pipelines import parts
+
+    torch.manual_seed(0)
+    unet = parts.simple_unet(
+        out_channels=8, addition_embed_type="image", encoder_hid_dim=parts.WIDTH, encoder_hid_dim_type="image_proj"
+    )
+    pipe = diffusers.KandinskyV22CombinedPipeline(
+        unet=unet, scheduler=parts.ddim(), movq=parts.movq(), prior_prior=parts.prior(), prior_image_encoder=parts.vision(),
+        prior_text_encoder=parts.clip_projected(), prior_tokenizer=parts.tokenizer(tmp_path),
+        prior_scheduler=diffusers.UnCLIPScheduler(prediction_type="sample", clip_sample_range=10.0),
+        prior_image_processor=parts.pictures(),
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    bundle = export_pieces(pipe, tmp_path / "bundle", to="openvino", dtype="float32", static=True).path
+    sizes = record_twice(pipe)[1][0]
+    wanted = answer(pipe, {}, sizes)
+    prior, decoder = dict(vars(pipe.prior_pipe)), dict(vars(pipe.decoder_pipe))
+    ingot.attach(pipe, bundle, engine="openvino", inference_precision="f32", threads=1)
+    assert {"unet", "movq_decoder", "prior_prior", "prior_text_encoder"} <= set(attached_roles(pipe))
+    assert pipe.decoder_pipe.unet is pipe.unet is not unet
+    assert pipe.prior_pipe.prior is pipe.prior_prior is not prior["prior"]
+    for module in (unet, prior["prior"], prior["text_encoder"]):
+        module.forward = None  # torch must not compute
+    for found, array in zip(answer(pipe, {}, sizes), wanted, strict=True):
+        np.testing.assert_allclose(found, array, atol=TOLERANCE, rtol=0)
+    with pytest.raises(InputError, match="has no denoiser"):
+        ingot.attach(pipe, bundle, components=["denoiser"])
+    assert pipe.decoder_pipe.unet is pipe.unet is not unet
+    ingot.detach(pipe)
+    assert pipe.unet is unet
+    assert (vars(pipe.prior_pipe), vars(pipe.decoder_pipe)) == (prior, decoder)
 
 
 def test_a_graph_of_one_size_says_so(tiny_sd: Any, tmp_path: Path) -> None:

@@ -55,6 +55,21 @@ def test_stable_diffusion_xl_equals_diffusers(xl_adapter: Pair, name: str) -> No
     require_equal(xl_adapter.both(**XL[name]))
 
 
+SECOND_ORDER: dict[str, dict[str, Any]] = {
+    "all of the steps": {},
+    "half of the steps": {"adapter_conditioning_factor": 0.5},
+    "an early end": {"denoising_end": 0.6},
+}
+
+
+@pytest.mark.parametrize("scheduler", ["HeunDiscreteScheduler", "PNDMScheduler"])
+@pytest.mark.parametrize("name", SECOND_ORDER)
+def test_as_many_evaluations_are_steered_as_in_diffusers_where_a_step_has_several(
+    xl_adapter: Pair, scheduler: str, name: str
+) -> None:
+    require_equal(xl_adapter.both(scheduler=scheduler, image=A, **SECOND_ORDER[name]))
+
+
 def test_a_picture_is_read_once(t2i_adapter: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, runs = t2i_adapter.parts["engines"]["adapter"], []
     run = engine.run

@@ -240,6 +240,7 @@ def test_the_command_line_hands_control_pictures_on(
     honest = pipe.decode
     monkeypatch.setattr(pipe, "decode", lambda latents: decoded.append(latents) or honest(latents))
     monkeypatch.setattr(commands, "load", lambda *_, **__: pipe)
+    monkeypatch.setattr(commands.saving, "output_of", lambda asked, *_, **__: asked)  # there is no bundle to ask
     for name, image in (("a", A), ("b", B)):
         image.save(tmp_path / f"{name}.png")
     base = ["generate", "bundle", "a cat", "--steps", "2", "--size", "64", "--quiet", "-o", str(tmp_path / "o.png")]

@@ -13,7 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from diffusers import StableDiffusionPipeline
+from PIL import Image
 
+import ingot
+from ingot.cli import main
 from ingot.exporters.capture import capture
 from ingot.exporters.component import Component
 from ingot.exporters.coreml_chunks import split_package
@@ -25,6 +29,9 @@ from ingot.runtimes.engines._coreml import Feature, stored_packages
 from ingot.runtimes.errors import EngineError, InputError
 from ingot.runtimes.metrics import compare
 from ingot.runtimes.signature import Signature, TensorSpec
+
+from . import tiny
+from .test_safety import checker, processor
 
 FLOAT16 = 4e-3  # relative L2; 1.2e-3 measured
 
@@ -230,3 +237,28 @@ def test_layouts() -> None:
     np.testing.assert_array_equal(rows.array(np.float32(7.5), 3), np.full(3, 7.5, np.float32))
     np.testing.assert_array_equal(Feature("scale", "float32", "one").array(np.float32(0.75), 3), np.float32([0.75]))
     assert Feature("input_ids", "float32", "same").array(np.array([[49407]]), 1)[0, 0] == 49407
+
+
+def test_a_picture_can_be_had_without_the_bundles_safety_checker(
+    tmp_path: Path, stand_in: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Exported for real, with a checker that flags everything: `ingot generate` with and without it."""
+    parts = tiny.sd(tmp_path / "parts").components | {"safety_checker": checker(), "feature_extractor": processor()}
+    parts["safety_checker"].concept_embeds_weights.data.fill_(-2.0)  # every cosine is above
+    bundle = ingot.export(
+        StableDiffusionPipeline(**parts), tmp_path / "bundle", to="coreml", dtype="float32", height=16, width=16, static=True,
+        options={"coreml": {"attention": "original"}}, progress=False,
+    )  # fmt: skip
+    assert {"SafetyScores", "SafetyChecker"} == {
+        package.stem for package in (bundle / "safety_checker").glob("*.mlpackage")
+    }
+    call = ["generate", str(bundle), "a cat", "--engine", "coreml", "--steps", "1", "--quiet", "--grid", "-o"]
+    opened = []
+    for options, black in (([], True), (["--no-safety-checker"], False)):
+        stand_in.clear()
+        assert main([*call, str(tmp_path / f"{black}.png"), *options]) == 0
+        opened.append(len(stand_in))
+        with Image.open(tmp_path / f"{black}.png") as picture:
+            assert (np.asarray(picture).max() == 0) == black
+    assert caplog.text.count("flagged 1 of 1 pictures") == 1
+    assert opened[0] == opened[1] + 1  # the checker's package alone

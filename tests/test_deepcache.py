@@ -21,10 +21,13 @@ from ingot.exporters.checkpoint import load_checkpoint
 from ingot.exporters.component import Component
 from ingot.runtimes import schedulers
 from ingot.runtimes.metrics import compare
+from ingot.runtimes.pipelines.common import State
 from ingot.runtimes.pipelines.deep_cache import full_steps
 from ingot.runtimes.pipelines.denoiser import Acceleration, Denoiser
+from ingot.runtimes.signature import Signature, TensorSpec
 
 from . import tiny
+from .lora_cases import random_lora
 
 # float32 over a few steps, as in test_stable_diffusion.
 ATOL = 1e-4
@@ -302,6 +305,98 @@ def test_a_prompt_changed_half_way_is_another_batch(pipe: Any) -> None:
             if state.step == 2:
                 state.prompt_embeds = state.prompt_embeds.copy()
     assert [role for role, _ in seen] == ["_full", "_shallow", "_shallow", "_full", "_shallow", "_shallow"]
+
+
+def exchanged(**changes: Callable[[Any], Any]) -> Callable[..., dict[str, Any]]:
+    """A callback that exchanges these after step 2."""
+
+    def change(_: Any, step: int, __: float, given: dict[str, Any]) -> dict[str, Any]:
+        return {name: made(given[name]) for name, made in changes.items()} if step == 2 else given
+
+    return change
+
+
+def test_latents_changed_half_way_are_another_picture(pipe: Any) -> None:
+    """Features of the latents that were there before are not used: the whole UNet runs at the next step."""
+    call = {**CALL, "callback_on_step_end": exchanged(latents=lambda array: array[..., ::-1].copy())}
+    with counted(pipe) as seen:
+        found = ours(pipe, **call, cache_schedule=[0])
+    assert [role for role, _ in seen] == ["_full", "_shallow", "_shallow", "_full", "_shallow", "_shallow"]
+    np.testing.assert_array_equal(found, ours(pipe, **call, cache_schedule=[0, 3]))
+    with counted(pipe) as seen:  # what is only looked at, or handed back as it was, changes nothing
+        ours(pipe, **CALL, cache_schedule=[0], callback_on_step_end=lambda *given: given[-1])
+    assert [role for role, _ in seen] == ["_full", *["_shallow"] * 5]
+
+
+class Counting:
+    """A UNet in two graphs that answers zeros."""
+
+    def __init__(self, more: tuple[str, ...], *, shallow: bool) -> None:
+        batch = ("batch", 1, 1, 1)
+        inputs = [TensorSpec("sample", "float32", batch), TensorSpec("timestep", "float32", ())]
+        inputs += [TensorSpec(name, "float32", ("batch", 1, 1)) for name in ("encoder_hidden_states", *more)]
+        features = TensorSpec("deep_features", "float32", batch)
+        out = TensorSpec("out_sample", "float32", batch)
+        self.signature = (
+            Signature((*inputs, features), (out,)) if shallow else Signature(tuple(inputs), (out, features))
+        )
+        self.runs = 0
+
+    def run(self, inputs: Any) -> dict[str, Any]:
+        self.runs += 1
+        return {spec.name: np.zeros_like(inputs["sample"]) for spec in self.signature.outputs}
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@pytest.mark.parametrize("change", ["nothing", "prompt_embeds", "conditions", "guidance_scale", "latents", "weights"])
+def test_features_are_of_one_batch_of_conditions(change: str) -> None:
+    """A UNet with a further condition and a guidance embedding (LCM's): whatever is exchanged, the whole one runs again."""
+    engines = {
+        "unet": Counting(("text_embeds", "timestep_cond"), shallow=False),
+        "unet_shallow": Counting(("text_embeds", "timestep_cond"), shallow=True),
+    }
+    denoiser = Denoiser(engines, 4)  # type: ignore[arg-type]  # stand-ins
+    one = np.ones((1, 1, 1), np.float32)
+    state = State(-1, 3, 0.0, one[None], one[None], 8.0, 0.0, one, None, {"text_embeds": one})
+    plan = denoiser.plan(3, Acceleration(cache_schedule=[0]))
+    for step in range(3):
+        if step == 1 and change == "weights":
+            denoiser.weights = object()
+        elif step == 1 and change == "latents":
+            state.changed = True
+        elif step == 1 and change != "nothing":
+            new = {"prompt_embeds": one * 2, "conditions": {"text_embeds": one * 2}, "guidance_scale": 2.0}[change]
+            setattr(state, change, new)
+        denoiser.predict(state, plan, step, state.latents, 1.0)
+        state.changed = False
+    runs = (engines["unet"].runs, engines["unet_shallow"].runs)
+    assert runs == ((1, 2) if change == "nothing" else (2, 1))
+
+
+def test_loras_between_calls_and_between_steps_leave_no_old_features(
+    bundle: Path, pipe: Any, tiny_sd: Any, tmp_path: Path
+) -> None:
+    file = random_lora(tiny_sd.pipe, seed=1).peft(tmp_path / "a.safetensors")
+    call = {**CALL, "cache_schedule": [0]}
+    plain = ours(pipe, **call)
+    try:
+        with ingot.load(bundle, loras=[(file, 1.0)]) as fresh:
+            fresh.scheduler = schedulers.DDIMScheduler.from_config(fresh.scheduler.config)
+            expected = ours(fresh, **call)
+        pipe.set_loras([(file, 1.0)])
+        np.testing.assert_array_equal(ours(pipe, **call), expected)
+        assert np.abs(expected - plain).max() > 10 * ATOL
+        pipe.set_loras([])
+        np.testing.assert_array_equal(ours(pipe, **call), plain)
+        with counted(pipe) as seen:
+            for state in pipe.steps(**call, seed=0):
+                if state.step == 2:
+                    pipe.set_loras([(file, 1.0)])
+        assert [role for role, _ in seen] == ["_full", "_shallow", "_shallow", "_full", "_shallow", "_shallow"]
+    finally:
+        pipe.set_loras([])
 
 
 def test_a_batch_in_parts_is_the_batch(pipe: Any) -> None:

@@ -14,9 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from diffusers import StableDiffusionPipeline
 
 import ingot
 from ingot import Bundle, ExportError, InputError, ParityError
+from ingot.exporters.picture import reference_picture
+
+from .eager import ATOL, eager, running
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -80,6 +85,29 @@ def test_a_static_bundle_without_a_size_has_the_models_own(tiny_sd: Any, tmp_pat
     pipe = ingot.load(static)
     made = pipe("a cat", num_inference_steps=1, seed=0, output_type="np", progress=False).images
     assert made.shape[1:3] == pipe.default_size
+
+
+def test_a_model_that_does_not_say_its_size_is_asked_for_one(tiny_sd: Any, tmp_path: Path) -> None:
+    """Its config has no sample_size. diffusers makes pictures with it where a size is given, and so does its bundle."""
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd.folder)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.unet.register_to_config(sample_size=None)
+    with pytest.raises(
+        InputError, match=r"StableDiffusionPipeline does not say its size: give --size \(height=, width=\)"
+    ):
+        ingot.export(pipe, tmp_path / "static", to="torch", static=True, progress=False)
+    assert leftovers(tmp_path) == []
+    compared = reference_picture(pipe, None, 1)  # of an export that is not static: the largest that is compared
+    assert compared is not None
+    assert compared.picture.shape == (1, 64, 64, 3)
+    ours = running(eager(pipe, tmp_path / "bundle"))
+    call: dict[str, Any] = {"num_inference_steps": 2, "output_type": "latent"}
+    with pytest.raises(InputError, match="does not say the size it was trained at: give height and width"):
+        ours("a cat", height=64, **call)
+    call |= {"height": 64, "width": 48}
+    with torch.no_grad():
+        expected = pipe("a cat", **call, generator=torch.Generator().manual_seed(0)).images.numpy()
+    np.testing.assert_allclose(ours("a cat", **call, seed=0, progress=False).images, expected, atol=ATOL, rtol=0)
 
 
 def test_a_size_that_diffusers_refuses_is_told(tiny_sd: Any, tmp_path: Path) -> None:

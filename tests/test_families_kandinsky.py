@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, KandinskyV22Pipeline
+from safetensors.numpy import load_file
 
 import ingot
 from ingot import InputError
-from ingot.benchmarks.pipelines import ROWS
+from ingot.benchmarks.pipelines import ROWS, parts
+from ingot.cli import main
 from ingot.runtimes import schedulers
 
 from .eager import ATOL, Pair, require_equal
@@ -127,13 +129,18 @@ def test_bad_arguments_say_what_came_and_what_would_do(decoder: Pair, name: str)
         decoder.ours()(**{"height": 32, "width": 32, "progress": False, **given, **call})
 
 
-def test_a_prior_for_real_hands_its_embeddings_on(prior: Pair, decoder: Pair, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def bundle(prior: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The prior as ONNX graphs."""
+    return ingot.export(prior.pipe, tmp_path_factory.mktemp("bundle") / "prior", progress=False)
+
+
+def test_a_prior_for_real_hands_its_embeddings_on(prior: Pair, decoder: Pair, bundle: Path) -> None:
     """Exported as ONNX graphs; the decoder takes what it answers."""
-    ingot.export(prior.pipe, tmp_path / "prior", progress=False)
     call = {"prompt": "a cat", "num_inference_steps": 3}
     with torch.no_grad():
         expected = prior.pipe(**call, generator=torch.Generator().manual_seed(3), output_type="np")
-    with ingot.load(tmp_path / "prior") as pipe:
+    with ingot.load(bundle) as pipe:
         made = pipe(**call, seed=3, progress=False)
     require_equal((made.image_embeds, expected.image_embeds))
     require_equal((made.negative_image_embeds, expected.negative_image_embeds))
@@ -146,3 +153,40 @@ def test_a_prior_for_real_hands_its_embeddings_on(prior: Pair, decoder: Pair, tm
         **given, height=32, width=32, num_inference_steps=2, seed=0, output_type="np", progress=False
     ).images
     assert pictures.shape == (1, 32, 32, 3)
+
+
+def test_the_command_line_saves_embeddings_and_decodes_them(bundle: Path, tmp_path: Path) -> None:
+    file, picture = tmp_path / "cat.safetensors", tmp_path / "cat.png"
+    quick = ["--steps", "2", "--quiet"]
+    asked = ["a cat", "a dog", "--negative", "rain", "--seed", "5", *quick]
+    assert main(["generate", str(bundle), *asked, "-o", str(file)]) == 0
+    with ingot.load(bundle) as pipe:
+        call = {"negative_prompt": "rain", "num_inference_steps": 2, "seed": [5, 6, 7, 8], "progress": False}
+        made = pipe(["a cat", "a dog"], **call)
+    found = load_file(file)
+    for name in ("image_embeds", "negative_image_embeds"):
+        np.testing.assert_array_equal(found[name], getattr(made, name))
+    torch.manual_seed(22)
+    unet = parts.simple_unet(
+        out_channels=8, addition_embed_type="image", encoder_hid_dim=parts.WIDTH, encoder_hid_dim_type="image_proj"
+    )
+    decoder = KandinskyV22Pipeline(unet=unet, scheduler=parts.ddim(), movq=parts.movq())
+    ingot.export(decoder, tmp_path / "decoder", to="torch", height=32, width=32, progress=False)
+    asked = ["--embeds", str(file), "--size", "32", *quick]
+    assert main(["generate", str(tmp_path / "decoder"), *asked, "-o", str(picture)]) == 0
+    assert sorted(one.name for one in tmp_path.glob("*.png")) == ["cat-1.png", "cat-2.png"]
+    assert main(["generate", str(tmp_path / "decoder"), *quick, "-o", str(picture)]) == 1
+
+
+def test_embeddings_are_no_picture_and_say_so_before_anything_runs(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingot.commands.load", lambda *_, **__: pytest.fail("something ran"))
+    for asked in (["-o", str(tmp_path / "cat.png")], ["-o", str(tmp_path / "cat.safetensors"), "--grid"]):
+        assert main(["generate", str(bundle), "a cat", *asked]) == 1
+        said = capsys.readouterr().err
+        assert (
+            "KandinskyV22PriorPipeline makes embeddings, not pictures: -o cat.safetensors without --grid would do"
+            in said
+        )
+        assert "--embeds" in said

@@ -61,6 +61,18 @@ def test_pixart_cuts_a_prompt_before_its_end_token(pixart_256: Pair, caplog: pyt
     assert "the prompt is longer than 120 tokens; this part of it was cut" in caplog.text
 
 
+def test_pixart_sigma_cuts_at_its_own_number_of_tokens(pixart: Pair, caplog: pytest.LogCaptureFixture) -> None:
+    """300 tokens, where alpha has 120; of a batch each prompt by itself, and the negative one too."""
+    call = {
+        **SMALL,
+        "prompt": ["a red cat " * 200, "a dog"],
+        "negative_prompt": "rain at " * 200,
+        "num_inference_steps": 2,
+    }
+    require_equal(pixart.both(**pixart_call(call)))
+    assert caplog.text.count("the prompt is longer than 300 tokens; this part of it was cut") == 2
+
+
 @pytest.mark.parametrize(("height", "width"), [(100, 150), (256, 256), (333, 90)])
 def test_pixart_makes_the_nearest_trained_size_and_cuts_it(pixart_256: Pair, height: int, width: int) -> None:
     call = {"prompt": "a cat", "height": height, "width": width, "num_inference_steps": 2, "clean_caption": False}
@@ -202,7 +214,7 @@ def test_latents_and_embeddings_stand_for_noise_and_prompt(model: str, request: 
     call = {"output_type": "latent", "progress": False, "guidance_scale": 1.0, **size}
     if model == "pixart":
         call["use_resolution_binning"] = False
-    condition, _ = pipe.condition(pipe.call_type(**size, guidance_scale=1.0), ["a cat"], [""], (64, 64))
+    condition = pipe.condition(pipe.call_type(**size, guidance_scale=1.0), ["a cat"], [""], (64, 64)).positive()
     names = {"encoder_attention_mask": "prompt_attention_mask", "pooled_projections": "pooled_prompt_embeds"}
     given = {names[name]: value for name, value in condition.others.items() if name in names}
     noise = next(pipe.steps("a cat", **{k: v for k, v in call.items() if k not in ("output_type", "progress")}, seed=5))
@@ -224,6 +236,10 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "cleaning": ("pixart", {"clean_caption": True}, "clean the prompt beforehand"),
     "more tokens": ("pixart", {"max_sequence_length": 120}, "max_sequence_length=120: .* was exported for 300 tokens"),
     "a layer of T5": ("pixart", {"clip_skip": 1}, "clip_skip=1 is for models that read prompts with CLIP alone"),
+    "chunks of a prompt": (
+        "pixart_256", {"prompt": "a red cat " * 60, "long_prompts": True},
+        "long_prompts=True is for models that read prompts with CLIP alone",
+    ),
     "weights": ("sd3", {"prompt_weighting": True}, "prompt_weighting=True is for models that read prompts with CLIP alone"),
     "a mask alone": ("pixart", {"prompt_attention_mask": np.ones((1, 300))}, "prompt_embeds and prompt_attention_mask go"),
     "a picture for PixArt": ("pixart", {"image": picture(32, 32)}, "does text-to-image, not image-to-image: leave image out"),

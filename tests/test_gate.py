@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from ingot import EngineError, InputError
 from ingot.runtimes.images import to_pil, to_pixels
 from ingot.runtimes.loras.gate import Gate
+from ingot.runtimes.pipelines.base import Pipeline
 from ingot.runtimes.pipelines.common import Engines
 
 
@@ -63,6 +65,44 @@ def test_a_loop_belongs_to_the_thread_that_asks_for_its_next_step() -> None:
     held.close()
     assert list(loop) == [2]
     assert in_thread(lambda: change(pipe.gate)) == ["changed"]
+
+
+class Counted(Pipeline):
+    """Three steps of nothing."""
+
+    def __init__(self) -> None:
+        Engines.__init__(self, {})
+
+    def steps(self, prompt: Any = None, **_: Any) -> Iterator[Any]:
+        def states() -> Iterator[Any]:
+            for step in range(3):
+                if prompt == step:
+                    raise ZeroDivisionError
+                yield SimpleNamespace(step=step, num_steps=3, timestep=0.0, latents=0)
+
+        return self.guarded(states)
+
+    def finish(self, state: Any, output_type: str) -> Any:  # noqa: ARG002  # the base class has it
+        return state.step
+
+
+@pytest.mark.parametrize("how", ["error", "interrupt", "a wrong answer", "a step's own error", "at once"])
+def test_a_call_that_is_broken_off_keeps_no_one_waiting(how: str) -> None:
+    """Not even while somebody holds the error, whose traceback holds the loop."""
+    pipe = Counted()
+    raised = {"error": RuntimeError("no"), "interrupt": KeyboardInterrupt()}
+
+    def callback(_: Any, step: int, __: float, ___: Any) -> dict[str, Any]:
+        if step == 1 and how in raised:
+            raise raised[how]
+        return {"wonder": 1} if how == "a wrong answer" else {}
+
+    prompt: Any = {"a step's own error": 2, "at once": 0}.get(how)
+    with pytest.raises((RuntimeError, KeyboardInterrupt, InputError, ZeroDivisionError)) as held:
+        pipe(prompt, progress=False, callback_on_step_end=callback)
+    assert in_thread(lambda: pipe.set_loras([])) == [None]
+    assert held.tb is not None
+    assert in_thread(lambda: pipe(progress=False)) == [2]
 
 
 def test_grey_pictures_are_grey_images() -> None:

@@ -17,7 +17,7 @@ from ingot.runtimes.loras.file import METADATA, read_lora
 from ingot.runtimes.loras.names import DENOISER, Part, ldm_names, places, read_names, roles_of
 from ingot.runtimes.loras.safetensors import open_safetensors
 
-DOWN, UP = "unet.conv.lora_A.weight", "unet.conv.lora_B.weight"
+DOWN, UP, MID = "unet.conv.lora_A.weight", "unet.conv.lora_B.weight", "unet.conv.lora_mid.weight"
 
 
 def rel_l2(found: Any, wanted: Any) -> float:
@@ -247,6 +247,20 @@ def test_alpha_of_pefts_settings(tmp_path: Path, settings: dict[str, Any], stren
         ({DOWN: (4, 6), UP: (8,)}, "no up and down of one rank"),
         ({DOWN: (4, 6, 3, 3), UP: (8, 4, 3, 3)}, "no up and down of one rank"),
         ({DOWN: (4, 6), UP: (0, 4)}, "no up and down of one rank"),
+        ({DOWN: (4, 0), UP: (8, 4)}, "no up and down of one rank"),
+        ({DOWN: (0, 6), UP: (8, 0)}, r"not a whole safetensors file: .* has the shape \[0, 6\]"),
+        ({DOWN: (4, 6, 0, 3), UP: (8, 4, 1, 1)}, "no up and down of one rank"),
+        ({DOWN: (), UP: (8, 4)}, "no up and down of one rank"),
+        (
+            {DOWN: (4, 6, 1, 1), UP: (8, 4, 1, 1), MID: (4, 4, 3)},
+            r"with unet.conv.lora_mid.weight of shape \[4, 4, 3\]",
+        ),
+        ({DOWN: (4, 6, 1, 1), UP: (8, 4, 1, 1), MID: (4, 5, 3, 3)}, "no up and down of one rank"),
+        ({DOWN: (4, 6, 1, 1), UP: (8, 4, 1, 1), MID: (4, 4, 0, 3)}, "no up and down of one rank"),
+        ({DOWN: (4, 6, 3, 3), UP: (8, 4, 1, 1), MID: (4, 4, 3, 3)}, "no up and down of one rank"),
+        ({DOWN: (4, 6), UP: (8, 4), "unet.conv.alpha": (2,)}, "unet.conv.alpha is not one number"),
+        ({DOWN: (4, 6), UP: (8, 4), "unet.conv.alpha": (0,)}, "unet.conv.alpha is not one number"),
+        ({DOWN: (4, 6), UP: (8, 4), "unet.conv.alpha": (1, 0)}, "unet.conv.alpha is not one number"),
     ],
 )
 def test_halves_that_do_not_belong_together_are_refused(
@@ -259,3 +273,33 @@ def test_halves_that_do_not_belong_together_are_refused(
 def test_an_alpha_that_is_no_number_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no finite number"):
         lora(tmp_path, {DOWN: torch.ones(4, 6), UP: torch.ones(8, 4), "unet.conv.alpha": torch.tensor(float("nan"))})
+
+
+def test_an_alpha_may_be_an_array_of_one(tmp_path: Path) -> None:
+    for shape in ((), (1,), (1, 1)):
+        alpha = torch.full(shape, 2.0)
+        assert lora(tmp_path, {DOWN: torch.ones(4, 6), UP: torch.ones(8, 4), "unet.conv.alpha": alpha}).strength == 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("[1]", "are no settings by name"),
+        ("null", "are no settings by name"),
+        ("8", "are no settings by name"),
+        ("{", "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
+        ('{"unet.lora_alpha": null}', "do not say how strong"),
+        ('{"unet.lora_alpha": [8]}', "do not say how strong"),
+        ('{"unet.lora_alpha": "much"}', "do not say how strong"),
+        ('{"unet.lora_alpha": 1' + "0" * 400 + "}", "do not say how strong"),
+        ('{"unet.lora_alpha": NaN}', "no finite number"),
+        ('{"unet.lora_alpha": Infinity}', "no finite number"),
+        ('{"unet.alpha_pattern": [1]}', "do not say how strong"),
+        ('{"unet.alpha_pattern": "conv"}', "do not say how strong"),
+        ('{"unet.alpha_pattern": {"conv": null}}', "do not say how strong"),
+    ],
+)
+def test_settings_that_are_none_are_refused(tmp_path: Path, settings: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        lora(tmp_path, {DOWN: torch.ones(4, 6), UP: torch.ones(8, 4)}, **{METADATA: settings})

@@ -5,6 +5,7 @@ Tolerance on latents 1e-4 (see tests/eager.py), on embeddings 1e-5 absolute.
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,6 +156,22 @@ def test_another_bundles_vae_decodes(made: Made) -> None:
         ]
         np.testing.assert_allclose(*again, atol=1e-3, rtol=0)  # through both halves of the VAE
         assert len(mixed.preview(mixed("a cat", **call | {"output_type": "latent"}).images, size=(64, 64))) == 1
+
+
+def test_a_precision_by_role_is_that_of_the_vae_in_use(made: Made, tmp_path: Path) -> None:
+    other = shutil.copytree(made.other, tmp_path / "other")
+    manifest = json.loads((other / "ingot.json").read_text())
+    for graph in manifest["components"]["vae_decoder"]["graphs"]:  # as if it were the other bundle's own name for it
+        assert graph["precision"] == "float32"
+        graph["precision"] = "float16"
+    (other / "ingot.json").write_text(json.dumps(manifest))
+    wanted = {"unet": "float32", "vae_decoder": "float16"}
+    with ingot.load(made.bundle, vae=other, precision=wanted, verify=False, safety_checker=False) as pipe:
+        assert pipe("a cat", **CALL, seed=0, progress=False).images.shape == (1, 4, 32, 32)
+    with pytest.raises(InputError, match="other has no graphs for vae_decoder float32; it has: "):
+        ingot.load(made.bundle, vae=other, precision={"vae_decoder": "float32"}, verify=False)
+    with pytest.raises(InputError, match="bundle has no graphs for unet float16; it has: "):
+        ingot.load(made.bundle, vae=other, precision={**wanted, "unet": "float16"}, verify=False)
 
 
 def test_vaes_of_other_latents_are_refused(made: Made, tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ def hunyuan(folder: Path) -> Any:
         folder, "HunyuanDiTPipeline", transformer, text_encoder=transformers.BertModel(config),
         text_encoder_2=parts.t5(), tokenizer_2=parts.tokenizer(folder, 256), scheduler=diffusers.DDPMScheduler(),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        vae=parts.deep_vae(),  # it counts on a factor of 8
     )  # fmt: skip
 
 

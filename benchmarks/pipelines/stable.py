@@ -64,12 +64,13 @@ def upscale(folder: Path) -> Any:
 
 def latent_upscale(folder: Path) -> Any:
     """The latent upscaler: Fourier features of the timestep, blocks of the k-diffusion kind."""
-    blocks = ("KDownBlock2D", "KCrossAttnDownBlock2D"), ("KCrossAttnUpBlock2D", "KUpBlock2D")
+    down, up = "KCrossAttnDownBlock2D", "KCrossAttnUpBlock2D"
     unet = diffusers.UNet2DConditionModel(
-        act_fn="gelu", attention_head_dim=8, norm_num_groups=None, block_out_channels=[32, 64], time_cond_proj_dim=160,
-        conv_in_kernel=1, conv_out_kernel=1, cross_attention_dim=32, down_block_types=blocks[0], in_channels=8,
-        mid_block_type=None, only_cross_attention=False, out_channels=5, resnet_time_scale_shift="scale_shift",
-        time_embedding_type="fourier", timestep_post_act="gelu", up_block_types=blocks[1], layers_per_block=1,
+        act_fn="gelu", attention_head_dim=8, norm_num_groups=None, block_out_channels=[32, 32, 64, 64],
+        time_cond_proj_dim=160, conv_in_kernel=1, conv_out_kernel=1, cross_attention_dim=32, in_channels=8, out_channels=5,
+        down_block_types=("KDownBlock2D", down, down, down), up_block_types=(up, up, up, "KUpBlock2D"), mid_block_type=None,
+        only_cross_attention=False, resnet_time_scale_shift="scale_shift", time_embedding_type="fourier",
+        timestep_post_act="gelu",
     )  # fmt: skip
     return one(
         folder, "StableDiffusionLatentUpscalePipeline", without=_NO_CHECKER, unet=unet, vae=parts.deep_vae(),
@@ -113,13 +114,21 @@ def controlled_xl(folder: Path, kind: str) -> Any:
     return two(folder, kind, unet=unet, controlnet=parts.noisy(net))
 
 
-def adapter() -> Any:
+def adapter(**changes: Any) -> Any:
     """A T2I-Adapter for pictures of any size."""
-    return parts.noisy(
-        diffusers.T2IAdapter(
-            in_channels=3, channels=[8, 16], num_res_blocks=1, downscale_factor=2, adapter_type="full_adapter"
-        )
-    )
+    sizes = {"channels": [8, 16], "downscale_factor": 2, "adapter_type": "full_adapter"}
+    return parts.noisy(diffusers.T2IAdapter(in_channels=3, num_res_blocks=1, **{**sizes, **changes}))
+
+
+def xl_adapter(folder: Path) -> Any:
+    """Stable Diffusion XL of three levels with one, which halves the picture as often as the XL kind does."""
+    cross = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
+    unet = parts.xl_unet(
+        block_out_channels=(8, 16, 16), down_block_types=("DownBlock2D", cross[0], cross[0]),
+        up_block_types=(cross[1], cross[1], "UpBlock2D"), attention_head_dim=(2, 4, 4),
+    )  # fmt: skip
+    own = adapter(adapter_type="full_adapter_xl", channels=[8, 16, 16, 16], downscale_factor=4)
+    return two(folder, "StableDiffusionXLAdapterPipeline", unet=unet, adapter=own)
 
 
 def blip(folder: Path) -> Any:
@@ -225,9 +234,7 @@ ROWS = {
     "StableDiffusionXLControlNetImg2ImgPipeline": Row(
         lambda folder: controlled_xl(folder, "StableDiffusionXLControlNetImg2ImgPipeline")
     ),
-    "StableDiffusionXLAdapterPipeline": Row(
-        lambda folder: two(folder, "StableDiffusionXLAdapterPipeline", adapter=adapter())
-    ),
+    "StableDiffusionXLAdapterPipeline": Row(xl_adapter),
 }
 
 

@@ -82,23 +82,31 @@ def _layer(
     up, down = source.shape(names["up"]), source.shape(names["down"])
     mid = source.shape(names["mid"]) if "mid" in names else None
     rank = up[1] if len(up) > 1 else 0
-    fits = len(up) >= 2 and len(down) >= 2 and math.prod(up) == up[0] * rank and rank and up[0]
-    inner = down[0] if mid is None else (mid[1] if mid[:1] == (rank,) and len(mid) == 4 else None)
-    if not fits or inner != (rank if mid is None else down[0]) or (mid and math.prod(down) != down[0] * down[1]):
+    if not _one_rank(up, down, mid):
+        middle = "" if mid is None else f", with {names['mid']} of shape {list(mid)} between them,"
         raise InputError(
-            f"{source.file}: {names['up']} of shape {list(up)} and {names['down']} of shape {list(down)} are no up and down "
-            "of one rank"
+            f"{source.file}: {names['up']} of shape {list(up)} and {names['down']} of shape {list(down)}{middle} are no up "
+            "and down of one rank"
         )
     if "alpha" in names and math.prod(source.shape(names["alpha"])) != 1:
         raise InputError(f"{source.file}: {names['alpha']} is not one number")
     alpha = float(source.read(names["alpha"]).reshape(-1)[0]) if "alpha" in names else None
     try:
         strength = _strength(module, rank, settings) if alpha is None else alpha / rank
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{source.file}: its {METADATA} do not say how strong {names['down']} is: {error}") from error
     if not math.isfinite(strength):
         raise InputError(f"{source.file}: the alpha of {names['down']} is no finite number")
     return Layer(source, target, module, dict(names), strength)
+
+
+def _one_rank(up: tuple[int, ...], down: tuple[int, ...], mid: tuple[int, ...] | None) -> bool:
+    """Whether these shapes multiply, and to something: the forms are in the file's first lines."""
+    if len(up) < 2 or len(down) < 2 or not all((*up, *down, *(mid or ()))) or math.prod(up) != up[0] * up[1]:
+        return False
+    if mid is None:
+        return down[0] == up[1]
+    return len(mid) == 4 and mid[:2] == (up[1], down[0]) and math.prod(down) == down[0] * down[1]
 
 
 def _strength(module: str, rank: int, settings: Mapping[str, Any]) -> float:

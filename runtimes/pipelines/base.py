@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import GeneratorType
 from typing import Any, ClassVar, Self
-
-from tqdm import tqdm
 
 from ..engines import Engine
 from ..errors import InputError
@@ -48,6 +47,7 @@ class Pipeline(Engines):
     optional_roles: tuple[str, ...] = ()
     lazy_roles: tuple[str, ...] = ()  # optional ones that are opened when they are first needed
     output_types: tuple[str, ...] = OUTPUT_TYPES
+    makes: ClassVar[str] = "pictures"  # or embeddings
     call_type: ClassVar[type[Run]]  # its fields are what `steps` takes
     _interrupted = 0  # how often runs were told to end
 
@@ -107,9 +107,10 @@ class Pipeline(Engines):
         run = self.steps(prompt, **arguments)
         try:  # a loop that its caller broke off must not keep others waiting
             state = next(run)  # arguments are checked here, so that no bar stands over an error
-            with tqdm(total=state.num_steps, disable=not progress) as bar:
+            with _bar(state.num_steps) if progress else nullcontext() as bar:
                 while True:
-                    bar.update()
+                    if bar is not None:
+                        bar.update()
                     if callback_on_step_end is not None:
                         wanted = {name: getattr(state, name) for name in callback_on_step_end_tensor_inputs}
                         changed = dict(callback_on_step_end(self, state.step, state.timestep, wanted) or {})
@@ -134,6 +135,12 @@ class Pipeline(Engines):
     def finish(self, state: State, output_type: str) -> Output:
         """What a call returns for the last state."""
         raise NotImplementedError
+
+
+def _bar(steps: int) -> Any:
+    from tqdm import tqdm  # its import takes as long as that of all pipelines
+
+    return tqdm(total=steps)
 
 
 def _closed(run: Iterator[State]) -> None:

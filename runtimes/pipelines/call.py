@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from ..errors import unknown
 from ..schedulers import Scheduler
-from .common import Array, Generators, Seed
+from .common import Array, Generators, Seed, check_flag
 from .deep_cache import POWER, Schedule
 
 TEXT_TO_IMAGE, IMAGE_TO_IMAGE, INPAINTING = "text-to-image", "image-to-image", "inpainting"
@@ -29,13 +29,19 @@ class Run:
 
     @classmethod
     def of(cls, family: str, prompt: Any, arguments: Mapping[str, Any]) -> Self:
-        """The call with these arguments. Raises InputError for a name that the family does not have."""
-        known = [field.name for field in dataclasses.fields(cls)]
+        """The call with these arguments. Raises InputError for a name that the family does not have, and for a switch that is
+        neither on nor off."""
+        fields = dataclasses.fields(cls)
+        known = [field.name for field in fields]
         if prompt is not None:
             arguments = {"prompt": prompt, **arguments}
         for name in arguments:
             if name not in known:
                 raise unknown(f"argument of {family}", name, known)
+        for field in fields:
+            kind, value = str(field.type), arguments.get(field.name, field.default)
+            if kind == "bool" or (kind == "bool | None" and value is not None):
+                check_flag(field.name, value)
         return cls(**arguments)
 
     def fill(self, defaults: Mapping[str, Any]) -> None:

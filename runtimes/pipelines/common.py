@@ -51,6 +51,7 @@ class State:
     image_guidance_scale: float = 1.0  # of a picture that is edited: Brooks et al. 2023
     size: tuple[int, int] = (0, 0)  # (height, width) in pixels of the pictures that were asked for
     overlay: Callable[[Image.Image], Image.Image] | None = None  # puts a painted part back into its picture
+    changed: bool = False  # whether the step that runs began from other latents than the last one ended with
 
 
 class Condition(NamedTuple):
@@ -59,6 +60,14 @@ class Condition(NamedTuple):
 
     embeds: Array
     others: dict[str, Array]
+
+
+class Conditions(NamedTuple):
+    """What makes a call's conditions, its arguments checked: of its prompts, and then of the negative ones, which may take
+    after the first. Only these run graphs."""
+
+    positive: Callable[[], Condition]
+    negative: Callable[[Condition], Condition]
 
 
 class Engines:
@@ -167,6 +176,24 @@ def check_number(name: str, value: object) -> float:
     ):
         raise InputError(f"{name} must be a number, not {value!r}")
     return float(value)
+
+
+def check_flag(name: str, value: object) -> bool:
+    """True or False. Raises InputError otherwise."""
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(f"{name} must be True or False, not {value!r}")
+    return bool(value)
+
+
+def check_array(name: str, value: object) -> Array:
+    """An array of numbers. Raises InputError for what is none."""
+    try:
+        array = np.asarray(value)
+    except ValueError:  # rows of several lengths
+        array = np.asarray(None)
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"{name} must be an array of numbers, not {type(value).__name__}")
+    return array
 
 
 def check_changeable(names: Iterable[str]) -> None:

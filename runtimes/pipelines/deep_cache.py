@@ -30,15 +30,18 @@ def full_steps(
 ) -> frozenset[int]:
     """The steps, of `steps`, at which the whole denoiser runs. Step 0 is always one. Raises InputError."""
     every = check_count("cache_interval", interval)
+    middle = round(CENTER * steps) if center is None else check_count("cache_center", center)
+    steepness = check_number("cache_power", power)
+    if steepness <= 1:
+        raise InputError(f"cache_power must be above 1, not {power}; {POWER} is usual")
     if isinstance(schedule, np.ndarray):
         schedule = schedule.tolist()
     if schedule == "uniform":
         return frozenset(range(0, steps, every))
     if schedule == "non-uniform":
-        middle = round(CENTER * steps) if center is None else check_count("cache_center", center)
         if middle >= steps:
             raise InputError(f"cache_center={middle} lies behind the last of {steps} steps; {steps - 1} would do")
-        return _non_uniform(steps, -(-steps // every), middle, check_number("cache_power", power))
+        return _non_uniform(steps, -(-steps // every), middle, steepness)
     if isinstance(schedule, str) or not isinstance(schedule, Sequence):
         raise InputError(f"cache_schedule must be 'uniform', 'non-uniform' or a list of steps, not {schedule!r}")
     wrong = [step for step in schedule if isinstance(step, bool) or step not in range(steps)]
@@ -48,8 +51,6 @@ def full_steps(
 
 
 def _non_uniform(steps: int, count: int, center: int, power: float) -> frozenset[int]:
-    if power <= 1:
-        raise InputError(f"cache_power must be above 1, not {power}; {POWER} is usual")
     falling = power
     while falling > 1:
         first, last = (complex(end) ** (1 / falling) for end in (-center, steps - center))

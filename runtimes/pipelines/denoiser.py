@@ -121,8 +121,11 @@ class Denoiser:
             given |= control.inputs(step, plan.steps, given, len(rows))
         given |= self.further(state)
         given |= self._idle(given, plan)
+        if state.changed:  # by the caller, half-way: what is kept is of another picture
+            plan.features.value = None
         # features are of these very arrays, and of these weights
-        batch = (self.weights, *(array for row in rows for array in (row.embeds, *row.others.values())))
+        scale = state.guidance_scale if self.condition_width else None
+        batch = (self.weights, scale, *(array for row in rows for array in (row.embeds, *row.others.values())))
         out = self._run(given, plan, step, batch)[self.answer].astype(np.float32)
         answers = np.split(out, len(rows))
         return answers[0] if len(rows) == 1 else self.guide(answers, state)

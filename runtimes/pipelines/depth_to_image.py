@@ -7,7 +7,7 @@ Stable Diffusion 2's checkpoint of this kind: Rombach et al. 2022.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,10 +20,10 @@ from ..images import resize_cubic, to_pictures
 from ..schedulers import Scheduler
 from .base import Parts
 from .call import IMAGE_TO_IMAGE, Call
-from .common import Array, Generators
+from .common import Array, Generators, check_array
 from .latent_diffusion import Defaults
 from .stable_diffusion import StableDiffusion
-from .start import Start, tiled
+from .start import Span, Starting, require_share, tiled
 
 ESTIMATOR = "depth_estimator"
 
@@ -50,23 +50,35 @@ class DepthToImage(StableDiffusion):
         self._processor = parts.processors.get("feature_extractor")
 
     def _start(
-        self, call: Call, scheduler: Scheduler, batch: int, size: tuple[int, int], generators: Generators
-    ) -> Start:
+        self, call: Call, scheduler: Scheduler, batch: int, size: tuple[int, int], generators: Generators, span: Span
+    ) -> Starting:
         """The noised picture's latents, with its depth behind them."""
         assert isinstance(call, DepthCall)
-        depth = _given(call.depth_map) if call.depth_map is not None else self._estimated(call.image)
-        height, width = (side // self.vae_scale_factor for side in size)
-        channel = tiled(_between(resize_cubic(depth[:, None], (height, width))), batch, "depth_map")
-        return dataclasses.replace(super()._start(call, scheduler, batch, size, generators), channels=channel)
+        channel = self._depth(call, batch, size)
+        begin = super()._start(call, scheduler, batch, size, generators, span)
+        return lambda: dataclasses.replace(begin(), channels=channel())
 
-    def _estimated(self, image: Any) -> Array:
-        """(pictures, height, width) at the estimator's own size."""
+    def _depth(self, call: DepthCall, batch: int, size: tuple[int, int]) -> Callable[[], Array]:
+        """What makes the channel of depth, (batch, 1, height, width) of latents."""
+        height, width = (side // self.vae_scale_factor for side in size)
+
+        def channel(depth: Array) -> Array:
+            return tiled(_between(resize_cubic(depth[:, None], (height, width))), batch, "depth_map")
+
+        if call.depth_map is not None:
+            given = channel(_given(call.depth_map))
+            return lambda: given
+        pixels = self._estimator_pixels(call.image)
+        require_share(len(pixels), batch, "image")
+        return lambda: channel(_estimate(self.depth_estimator, pixels))
+
+    def _estimator_pixels(self, image: Any) -> Array:
+        """The pictures as the estimator reads them. Raises InputError for a bundle without one."""
         if self.depth_estimator is None or self._processor is None:
             raise InputError(
                 f"depth_map is needed, an array (height, width) or (batch, height, width): this bundle has no {ESTIMATOR} to make it"
             )
-        pixels = estimator_pixels(to_pictures(image), self._processor)
-        return _estimate(self.depth_estimator, pixels)
+        return estimator_pixels(to_pictures(image), self._processor)
 
 
 def estimator_pixels(pictures: list[Image.Image], processor: Mapping[str, Any]) -> Array:
@@ -106,14 +118,16 @@ def _processed_size(picture: Image.Image, processor: Mapping[str, Any]) -> tuple
     return height, width
 
 
-def _estimate(estimator: Engine, pixels: Array) -> Array:
+def _estimate(estimator: Engine | None, pixels: Array) -> Array:
+    """(pictures, height, width) at the estimator's own size."""
+    assert estimator is not None
     depth: Array = run_in_batches(estimator, {"pixel_values": pixels}, most=1)["predicted_depth"].astype(np.float32)
     return depth
 
 
 def _given(depth_map: Any) -> Array:
-    array = np.asarray(depth_map)
-    if array.ndim not in (2, 3) or array.dtype == object or not np.isfinite(array).all():
+    array = check_array("depth_map", depth_map)
+    if array.ndim not in (2, 3) or not array.size or not np.isfinite(array).all():
         raise InputError(
             f"depth_map must be an array (height, width) or (batch, height, width) of finite numbers, not of shape {array.shape}"
         )

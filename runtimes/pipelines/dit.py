@@ -87,8 +87,8 @@ class DiT(Finishing):
         generators = make_generators(call.seed, call.generator, len(numbers))
         side = self._config["sample_size"]
         shape = (len(numbers), self._config["in_channels"], side, side)
-        start = from_noise(shape, call.latents, generators, scheduler.init_noise_sigma)
         plan = self._denoising.plan(len(scheduler.timesteps), Acceleration(call.guidance_start, call.guidance_end))
+        start = from_noise(shape, call.latents, generators, scheduler.init_noise_sigma)
         no_text = np.zeros((len(numbers), 0, 0), np.float32)
         state = State(
             -1, plan.steps, 0.0, start.latents, start.latents, scale, 0.0, no_text, no_text,

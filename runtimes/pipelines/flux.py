@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,12 +16,23 @@ from ..errors import InputError
 from ..schedulers import Scheduler
 from .base import Parts
 from .call import IMAGE_TO_IMAGE, TEXT_TO_IMAGE, Call
-from .common import Array, Condition, Generators, Output, State, check_count, check_number, fixed_size
+from .common import (
+    Array,
+    Condition,
+    Conditions,
+    Generators,
+    Output,
+    State,
+    check_count,
+    check_number,
+    fixed_size,
+    input_shape,
+)
 from .flow import Flow, shift
 from .latent_diffusion import Defaults
 from .prompts import TextEncoder
 from .several_encoders import own_texts, refuse_readings, require_pooled
-from .start import Start, given_latents
+from .start import Span, Start, Starting, given_latents
 from .t5 import T5Encoder
 from .transformer import Transformer
 from .vae import DECODER, ENCODER
@@ -112,21 +124,23 @@ class Flux(Flow):
         assert pooled is not None
         return self._t5(texts_2).embeds, pooled
 
-    def condition(
-        self, call: Call, texts: list[str] | None, negatives: list[str], _: tuple[int, int]
-    ) -> tuple[Condition, Callable[[], Condition]]:
+    def condition(self, call: Call, texts: list[str] | None, negatives: list[str], _: tuple[int, int]) -> Conditions:
         """T5's embeddings, CLIP's pooled ones, and guidance where the model is told of it."""
         assert isinstance(call, FluxCall)
         second = own_texts(call, "negative_prompt_2", negatives)
+        own = own_texts(call, "prompt_2", negatives if texts is None else texts)
 
-        def negative() -> Condition:
+        def positive() -> Condition:
+            if texts is None:
+                return self._given(call, call.prompt_embeds, call.pooled_prompt_embeds)
+            return self._given(call, *self.encode_prompt(texts, own))
+
+        def negative(_: Condition) -> Condition:
             if call.negative_prompt_embeds is not None:
                 return self._given(call, call.negative_prompt_embeds, call.negative_pooled_prompt_embeds)
             return self._given(call, *self.encode_prompt(negatives, second))
 
-        if texts is None:
-            return self._given(call, call.prompt_embeds, call.pooled_prompt_embeds), negative
-        return self._given(call, *self.encode_prompt(texts, own_texts(call, "prompt_2", texts))), negative
+        return Conditions(positive, negative)
 
     def _given(self, call: FluxCall, embeds: Any, pooled: Any) -> Condition:
         others = {POOLED: np.asarray(pooled)}
@@ -142,9 +156,10 @@ class Flux(Flow):
         assert isinstance(call, FluxCall)
         refuse_readings(call)
         self._t5.check_length(call.max_sequence_length)
-        require_pooled(call)
         check_number("true_cfg_scale", call.true_cfg_scale)
-        return super()._texts(call)
+        texts, negatives = super()._texts(call)
+        require_pooled(call, (len(negatives), input_shape(self.denoiser, POOLED)[1]))
+        return texts, negatives
 
     def _prepare(self, call: Call, state: State) -> None:
         assert isinstance(call, FluxCall)
@@ -167,14 +182,19 @@ class Flux(Flow):
         return super()._channels // 4
 
     def _start(
-        self, call: Call, scheduler: Scheduler, batch: int, size: tuple[int, int], generators: Generators
-    ) -> Start:
-        if call.latents is None:
-            start = super()._start(call, scheduler, batch, size, generators)
-            return dataclasses.replace(start, latents=packed(start.latents))
+        self, call: Call, scheduler: Scheduler, batch: int, size: tuple[int, int], generators: Generators, span: Span
+    ) -> Starting:
         rows, columns = (side // self.size_multiple for side in size)
-        span = self._span(call, scheduler)
-        return Start(given_latents(call.latents, (batch, rows * columns, 4 * self.vae.channels)), span.begin, span.end)
+        given = given_latents(call.latents, (batch, rows * columns, 4 * self.vae.channels))
+        if given is not None:
+            return partial(Start, given, span.begin, span.end)
+        begin = super()._start(call, scheduler, batch, size, generators, span)
+
+        def start() -> Start:
+            begun = begin()
+            return dataclasses.replace(begun, latents=packed(begun.latents))
+
+        return start
 
     def _fixed_latent(self, axis: int) -> int | None:
         return fixed_size(self.vae_decoder, "latent_sample", 2 + axis)

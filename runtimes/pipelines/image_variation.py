@@ -5,7 +5,7 @@ Stable Diffusion fine-tuned by Lambda Labs for it; the idea is unCLIP's (Ramesh 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -17,9 +17,10 @@ from ..images import to_pictures
 from ..schedulers import Scheduler
 from .base import Parts
 from .call import IMAGE_TO_IMAGE, Call
-from .common import Condition, Generators
+from .common import Condition, Conditions, Generators
 from .latent_diffusion import Defaults, LatentDiffusion
-from .start import Start, from_noise
+from .several_encoders import refuse_readings
+from .start import Span, Starting, from_noise, given_latents
 
 
 class ImageVariation(LatentDiffusion):
@@ -35,14 +36,19 @@ class ImageVariation(LatentDiffusion):
 
     def condition(
         self, call: Call, texts: list[str] | None, negatives: list[str], size: tuple[int, int]  # noqa: ARG002  # of all families
-    ) -> tuple[Condition, Callable[[], Condition]]:  # fmt: skip
+    ) -> Conditions:  # fmt: skip
         """The pictures' embeddings, (pictures, 1, width)."""
         pixels = self._processor(to_pictures(call.image))
-        embeds = run_in_batches(self.image_encoder, {"pixel_values": pixels}, most=1)["image_embeds"][:, None]
-        return Condition(embeds.astype(np.float32), {}), lambda: Condition(np.zeros_like(embeds, dtype=np.float32), {})
+
+        def positive() -> Condition:
+            embeds = run_in_batches(self.image_encoder, {"pixel_values": pixels}, most=1)["image_embeds"]
+            return Condition(embeds[:, None].astype(np.float32), {})
+
+        return Conditions(positive, lambda of: Condition(np.zeros_like(of.embeds), {}))
 
     def _texts(self, call: Call) -> tuple[list[str] | None, list[str]]:
         """No text; what would be the prompts' number is the pictures'."""
+        refuse_readings(call)
         names = ("prompt", "negative_prompt", "prompt_embeds", "negative_prompt_embeds")
         given = [name for name in names if getattr(call, name) is not None]
         if given:
@@ -52,15 +58,14 @@ class ImageVariation(LatentDiffusion):
         return None, [""] * len(to_pictures(call.image))
 
     def _size(self, call: Call) -> tuple[int, int]:
-        height, width = self.default_size
-        return self._side(call, 0, height), self._side(call, 1, width)
+        return self._side(call, 0), self._side(call, 1)
 
     def _start(
-        self, call: Call, scheduler: Scheduler, batch: int, size: tuple[int, int], generators: Generators
-    ) -> Start:
+        self, call: Call, scheduler: Scheduler, batch: int, size: tuple[int, int], generators: Generators, span: Span  # noqa: ARG002  # of all families
+    ) -> Starting:  # fmt: skip
         self._require_channels(call)
-        shape = (batch, self.vae.channels, *(side // self.vae_scale_factor for side in size))
-        return from_noise(shape, call.latents, generators, scheduler.init_noise_sigma)
+        shape = self._shape(batch, size)
+        return partial(from_noise, shape, given_latents(call.latents, shape), generators, scheduler.init_noise_sigma)
 
 
 PIPELINE = ImageVariation

@@ -15,18 +15,19 @@ from ..noise import randn_tensor
 from ..schedulers import Scheduler
 from .call import Call
 from .common import Array, Generators
-from .start import COLOURS, Blend, Span, Start, encoded, given_latents, tiled
+from .start import COLOURS, Blend, Span, Start, Starting, encoded, given_latents, require_readable, tiled
 from .vae import VAE
 
 
 def from_masked(
     call: Call, pixels: Array, mask: Array, vae: VAE, scheduler: Scheduler, shape: tuple[int, ...], generators: Generators,
     channels: int, span: Span,
-) -> Start:  # fmt: skip
+) -> Starting:  # fmt: skip
     """Where inpainting starts: `pixels` (batch, 3, height, width) in -1..1, `mask` (batch, 1, height, width) of 0 and 1.
 
     The draws come in diffusers' order: the picture's posterior, noise, the masked picture's. Raises InputError for a denoiser
-    that neither takes the latents alone nor with mask and masked picture.
+    that neither takes the latents alone nor with mask and masked picture, and for pictures, masks and latents that do not fit
+    the batch.
     """
     trained = 2 * vae.channels + 1
     if channels not in (vae.channels, trained):
@@ -35,19 +36,26 @@ def from_masked(
         )
     if pixels.shape[1] != COLOURS and channels == trained:
         raise InputError("image was given as latents, which cannot be masked for this model: give the picture itself")
-    whole = call.strength == 1.0
-    batch = shape[0]
-    picture = None
-    if channels == vae.channels or not span.noised or (call.latents is None and not whole):
-        picture = _drawn(pixels, vae, batch, generators)
-    noise, latents = _noised(call.latents, shape, picture, whole, scheduler, span, generators)
+    whole, batch = call.strength == 1.0, shape[0]
+    given = given_latents(call.latents, shape)
+    require_readable(pixels, vae, batch)
     small = tiled(mask[:, :, :: vae.factor, :: vae.factor], batch, "mask_image")
-    if pixels.shape[1] == COLOURS:  # drawn for every model, so that later draws are diffusers'
-        kept = _drawn(pixels * (mask < 0.5), vae, batch, generators)
-    if channels == trained:
-        return Start(latents, span.begin, span.end, channels=np.concatenate([small, kept], axis=1))
-    assert picture is not None
-    return Start(latents, span.begin, span.end, blend=_blend(picture, noise, small, scheduler, span))
+    if len(pixels) != 1 and len(mask) not in (1, len(pixels)):
+        raise InputError(f"{len(mask)} of mask_image for {len(pixels)} of image; give one, or one for each")
+
+    def start() -> Start:
+        picture = None
+        if channels == vae.channels or not span.noised or (given is None and not whole):
+            picture = _drawn(pixels, vae, batch, generators)
+        noise, latents = _noised(given, shape, picture, whole, scheduler, span, generators)
+        if pixels.shape[1] == COLOURS:  # drawn for every model, so that later draws are diffusers'
+            kept = _drawn(pixels * (mask < 0.5), vae, batch, generators)
+        if channels == trained:
+            return Start(latents, span.begin, span.end, channels=np.concatenate([small, kept], axis=1))
+        assert picture is not None
+        return Start(latents, span.begin, span.end, blend=_blend(picture, noise, small, scheduler, span))
+
+    return start
 
 
 def _drawn(pixels: Array, vae: VAE, batch: int, generators: Generators) -> Array:
@@ -66,8 +74,7 @@ def _noised(
     if picture is not None and not span.noised:
         return randn_tensor(shape, generators), picture
     if given is not None:
-        noise = given_latents(given, shape)
-        return noise, noise * sigma
+        return given, given * sigma
     noise = randn_tensor(shape, generators)
     if whole or picture is None:
         return noise, noise * sigma

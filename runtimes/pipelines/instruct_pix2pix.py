@@ -8,6 +8,7 @@ Brooks, Holynski & Efros 2023, "InstructPix2Pix: Learning to Follow Image Editin
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,7 +21,8 @@ from .common import Array, Generators, State, check_number, rescaled
 from .denoiser import Denoiser, Plan, Row
 from .latent_diffusion import Defaults
 from .stable_diffusion import StableDiffusion
-from .start import COLOURS, Start, from_noise, tiled
+from .start import COLOURS, Span, Start, Starting, from_noise, given_latents, require_readable, tiled
+from .vae import VAE
 
 
 @dataclass(kw_only=True)
@@ -67,21 +69,37 @@ class InstructPix2Pix(StableDiffusion):
         super().__init__(parts)
         self.further_channels = self.vae.channels
 
+    def _check(self, call: Call) -> None:
+        assert isinstance(call, EditCall)
+        check_number("image_guidance_scale", call.image_guidance_scale)
+
     def _prepare(self, call: Call, state: State) -> None:
         assert isinstance(call, EditCall)
-        state.image_guidance_scale = check_number("image_guidance_scale", call.image_guidance_scale)
+        state.image_guidance_scale = float(call.image_guidance_scale or 0)
 
     def _start(
-        self, call: Call, scheduler: Scheduler, batch: int, size: tuple[int, int], generators: Generators
-    ) -> Start:
-        """Noise, with the picture's latents behind it: the posterior's mean, not scaled."""
+        self, call: Call, scheduler: Scheduler, batch: int, size: tuple[int, int], generators: Generators, span: Span
+    ) -> Starting:
+        """Noise, with the picture's latents behind it, not scaled."""
         self._require_channels(call)
-        latents = self._pixels(call, size)
-        if latents.shape[1] == COLOURS:
-            latents = self.vae.unscaled(self.vae.encode(latents, None))
+        noise = given_latents(call.latents, self._shape(batch, size))
+        return from_edited(self._pixels(call, size), self.vae, noise, scheduler, batch, span, generators)
+
+
+def from_edited(
+    pixels: Array, vae: VAE, noise: Array | None, scheduler: Scheduler, batch: int, span: Span, generators: Generators,
+    scale: float = 1.0,
+) -> Starting:  # fmt: skip
+    """Noise, with the picture's latents behind it: the posterior's mean, times `scale`. Raises InputError."""
+    require_readable(pixels, vae, batch)
+
+    def start() -> Start:
+        latents = pixels if pixels.shape[1] != COLOURS else vae.unscaled(vae.encode(pixels, None))
         shape = (batch, *latents.shape[1:])
-        start = from_noise(shape, call.latents, generators, scheduler.init_noise_sigma)
-        return Start(start.latents, channels=tiled(latents, batch, "image"))
+        begun = from_noise(shape, noise, generators, scheduler.init_noise_sigma, span.end)
+        return dataclasses.replace(begun, channels=tiled(latents * np.float32(scale), batch, "image"))
+
+    return start
 
 
 PIPELINE = InstructPix2Pix

@@ -5,18 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from ..errors import InputError
 from ..schedulers import Scheduler
 from .base import Parts
 from .call import IMAGE_TO_IMAGE, Call
 from .common import Generators, State, check_number
-from .instruct_pix2pix import EditCall, EditDenoiser
+from .instruct_pix2pix import EditCall, EditDenoiser, from_edited
 from .latent_diffusion import Defaults
 from .stable_diffusion_xl import StableDiffusionXL
 from .stable_diffusion_xl_conditions import XLCall, last_step
-from .start import COLOURS, Span, Start, from_noise, tiled
+from .start import Span, Starting, given_latents
 
 
 @dataclass(kw_only=True)
@@ -39,13 +37,16 @@ class InstructPix2PixXL(StableDiffusionXL):
         self.further_channels = self.vae.channels
         self._scaled: bool = parts.config.get("is_cosxl_edit") or False
 
+    def _check(self, call: Call) -> None:
+        assert isinstance(call, XLEditCall)
+        check_number("image_guidance_scale", call.image_guidance_scale)
+
     def _prepare(self, call: Call, state: State) -> None:
         assert isinstance(call, XLEditCall)
-        state.image_guidance_scale = check_number("image_guidance_scale", call.image_guidance_scale)
+        state.image_guidance_scale = float(call.image_guidance_scale or 0)
 
     def _size(self, call: Call) -> tuple[int, int]:
-        height, width = self.default_size
-        return self._side(call, 0, height), self._side(call, 1, width)
+        return self._side(call, 0), self._side(call, 1)
 
     def _span(self, call: Call, scheduler: Scheduler) -> Span:
         assert isinstance(call, XLEditCall)
@@ -54,18 +55,13 @@ class InstructPix2PixXL(StableDiffusionXL):
         return Span(end=last_step(call, scheduler, 0))
 
     def _start(
-        self, call: Call, scheduler: Scheduler, batch: int, size: tuple[int, int], generators: Generators
-    ) -> Start:
-        """Noise, with the picture's latents behind it: the posterior's mean, which CosXL wants scaled as latents are."""
-        span = self._span(call, scheduler)
+        self, call: Call, scheduler: Scheduler, batch: int, size: tuple[int, int], generators: Generators, span: Span
+    ) -> Starting:
+        """Noise, with the picture's latents behind it, which CosXL wants scaled as latents are."""
         self._require_channels(call)
-        pixels = self._pixels(call, size)
-        latents = pixels if pixels.shape[1] != COLOURS else self.vae.unscaled(self.vae.encode(pixels, None))
-        if self._scaled:
-            latents = latents * np.float32(self.vae.config["scaling_factor"])
-        shape = (batch, *latents.shape[1:])
-        start = from_noise(shape, call.latents, generators, scheduler.init_noise_sigma, span.end)
-        return Start(start.latents, end=span.end, channels=tiled(latents, batch, "image"))
+        noise = given_latents(call.latents, self._shape(batch, size))
+        scale = self.vae.config["scaling_factor"] if self._scaled else 1.0
+        return from_edited(self._pixels(call, size), self.vae, noise, scheduler, batch, span, generators, scale)
 
 
 PIPELINE = InstructPix2PixXL

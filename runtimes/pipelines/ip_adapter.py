@@ -12,8 +12,9 @@ Source: Ye et al., "IP-Adapter: Text Compatible Image Prompt Adapter for Text-to
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from ..images import to_pictures
 from ..signature import TensorSpec
 from .base import Parts
 from .call import Call
-from .common import Array, check_number
+from .common import Array, check_array, check_number
 
 ENCODER = "image_encoder"
 SCALE = (
@@ -79,20 +80,23 @@ class IPAdapters:
             raise InputError(f"{SCALE} has {len(given)} scales for {len(self)} IP-Adapters; give one, or one for each")
         return np.asarray([[_of_layer(one, layer) for layer in self.layers] for one in given], np.float32)
 
-    def read(self, call: Call) -> Prompted:
-        """What a call gives. Without pictures the scale is 0, with which the model is what it was. Raises InputError."""
+    def read(self, call: Call) -> Callable[[], Prompted]:
+        """What makes what a call gives. Without pictures the scale is 0, with which the model is what it was. Raises
+        InputError here, before the image encoder runs."""
         scale = self._scale if call.ip_adapter_scale is None else self.scales(call.ip_adapter_scale)
         if call.ip_adapter_image is not None and call.ip_adapter_image_embeds is not None:
             raise InputError("give ip_adapter_image or ip_adapter_image_embeds, not both")
         if call.ip_adapter_image_embeds is not None:
-            pairs = self._given(call.ip_adapter_image_embeds)
-        elif call.ip_adapter_image is not None:
-            pairs = self._encoded(call.ip_adapter_image)
-        else:
-            if call.ip_adapter_scale is not None:
-                raise InputError(f"{SCALE} was given without ip_adapter_image, the picture that it is of")
-            nothing = [np.zeros((1, *_numbers(spec)), np.float32) for spec in self._specs]
-            scale, pairs = np.zeros_like(scale), list(zip(nothing, nothing, strict=True))
+            return partial(self._prompted, scale, self._given(call.ip_adapter_image_embeds))
+        if call.ip_adapter_image is not None:
+            pictures = self._pixels(call.ip_adapter_image)
+            return lambda: self._prompted(scale, self._encoded(pictures))
+        if call.ip_adapter_scale is not None:
+            raise InputError(f"{SCALE} was given without ip_adapter_image, the picture that it is of")
+        nothing = [np.zeros((1, *_numbers(spec)), np.float32) for spec in self._specs]
+        return partial(self._prompted, np.zeros_like(scale), list(zip(nothing, nothing, strict=True)))
+
+    def _prompted(self, scale: Array, pairs: Sequence[tuple[Array, Array]]) -> Prompted:
         names = [spec.name for spec in self._specs]
         guided, unguided = ({n: pair[i] for n, pair in zip(names, pairs, strict=True)} for i in (0, 1))
         return Prompted(scale, guided, unguided)
@@ -106,7 +110,7 @@ class IPAdapters:
             )
         found = []
         for spec, given in zip(self._specs, several, strict=True):
-            array = np.asarray(given, np.float32)
+            array = check_array("ip_adapter_image_embeds", given).astype(np.float32)
             if array.shape[1:] != _numbers(spec) or len(array) not in (1, 2):
                 wanted = " or ".join(str((rows, *_numbers(spec))) for rows in (2, 1))
                 raise InputError(
@@ -119,15 +123,19 @@ class IPAdapters:
             found.append((array[-1:], array[:1] if len(array) == 2 else np.zeros_like(array)))
         return found
 
-    def _encoded(self, images: object) -> list[tuple[Array, Array]]:
-        """Guided and unguided embeddings of a picture for each adapter."""
+    def _pixels(self, images: object) -> list[Array]:
+        """A picture for each adapter as the image encoder reads it. Raises InputError for a bundle without one."""
         if self._encoder is None or self._processor is None:
             raise InputError(
                 f"ip_adapter_image was given, and this bundle has no {ENCODER} to read it: give ip_adapter_image_embeds"
             )
         pictures = _one_each(images, len(self))
         processor = ClipImageProcessor(self._processor)
-        return [self._embeddings(processor(one), spec) for one, spec in zip(pictures, self._specs, strict=True)]
+        return [processor([one]) for one in pictures]
+
+    def _encoded(self, pictures: Sequence[Array]) -> list[tuple[Array, Array]]:
+        """Guided and unguided embeddings of a picture for each adapter."""
+        return [self._embeddings(one, spec) for one, spec in zip(pictures, self._specs, strict=True)]
 
     def _embeddings(self, pixels: Array, spec: TensorSpec) -> tuple[Array, Array]:
         """By the rank that the denoiser wants: a vector, or the encoder's last hidden states but one."""

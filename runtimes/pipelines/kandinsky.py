@@ -13,7 +13,17 @@ from ..errors import InputError
 from ..images import to_pil, to_unit
 from .base import Parts, Pipeline
 from .call import Run
-from .common import Array, Output, State, check_count, check_number, check_size, fixed_size, make_generators
+from .common import (
+    Array,
+    Output,
+    State,
+    check_array,
+    check_count,
+    check_number,
+    check_size,
+    fixed_size,
+    make_generators,
+)
 from .denoiser import Acceleration, Denoiser
 from .sampling import sample, scheduled
 from .start import from_noise
@@ -87,8 +97,8 @@ class Kandinsky(Pipeline):
         size = self._side(call.height, 0), self._side(call.width, 1)
         generators = make_generators(call.seed, call.generator, len(embeds))
         shape = (len(embeds), self._config["in_channels"], *(side // self.movq_scale_factor for side in size))
-        start = from_noise(shape, call.latents, generators, scheduler.init_noise_sigma)
         plan = self._denoising.plan(len(scheduler.timesteps), Acceleration(call.guidance_start, call.guidance_end))
+        start = from_noise(shape, call.latents, generators, scheduler.init_noise_sigma)
         no_text = np.zeros((len(embeds), 0, 0), np.float32)
         state = State(
             -1, plan.steps, 0.0, start.latents, start.latents, scale, 0.0, no_text, no_text,
@@ -108,8 +118,9 @@ class Kandinsky(Pipeline):
         times = check_count("num_images_per_prompt", call.num_images_per_prompt)
         given = {name: getattr(call, name) for name in ("image_embeds", "negative_image_embeds")}
         for name, value in given.items():
-            if value is None or np.ndim(value) != 2 or np.shape(value)[1] != width:
-                had = "nothing" if value is None else f"shape {np.shape(value)}"
+            shape = () if value is None else check_array(name, value).shape
+            if len(shape) != 2 or shape[1] != width or not shape[0]:
+                had = "nothing" if value is None else f"shape {shape}"
                 raise InputError(f"{name} must be a prior's, of shape (pictures, {width}), not {had}")
         counts = [len(value) for value in given.values()]
         if counts[0] != counts[1]:

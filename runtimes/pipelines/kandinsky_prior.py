@@ -65,6 +65,7 @@ class KandinskyPrior(Pipeline):
     call_type = PriorCall
     roles = ("text_encoder", ENCODER, "prior")
     output_types = ("np",)
+    makes = "embeddings"
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,7 +19,7 @@ from .base import Parts
 from .call import IMAGE_TO_IMAGE, INPAINTING, TEXT_TO_IMAGE, Call
 from .common import (
     Array,
-    Condition,
+    Conditions,
     Generators,
     State,
     as_list,
@@ -35,9 +36,10 @@ from .crop import cut
 from .denoiser import SHALLOW, Acceleration, Denoiser, Plan
 from .finishing import Finishing
 from .inpainting import from_masked
+from .prompts import count_of
 from .safety import ROLE as SAFETY_CHECKER
 from .sampling import sample, scheduled
-from .start import Span, Start, begin_at, from_noise, from_picture, given_latents, is_latents
+from .start import Span, Start, Starting, begin_at, from_noise, from_picture, given_latents, is_latents
 from .steering import ROLES, Steering
 from .vae import ENCODER
 
@@ -66,7 +68,9 @@ class LatentDiffusion(Finishing):
     @property
     def default_size(self) -> tuple[int, int]:
         """(height, width) in pixels when a call names none: what the checkpoint was trained at."""
-        side = self._denoiser_config["sample_size"]
+        side = self._denoiser_config.get("sample_size")
+        if side is None:
+            raise InputError("the checkpoint does not say the size it was trained at: give height and width")
         height, width = (side, side) if isinstance(side, int) else side
         return height * self.vae_scale_factor, width * self.vae_scale_factor
 
@@ -102,14 +106,16 @@ class LatentDiffusion(Finishing):
 
     # what a family fills in ----------------------------------------------------------------------------------------
 
-    def condition(
-        self, call: Call, texts: list[str] | None, negatives: list[str], size: tuple[int, int]
-    ) -> tuple[Condition, Callable[[], Condition]]:
-        """What the denoiser is given for each prompt, and, when it is called for, for each negative one.
+    def condition(self, call: Call, texts: list[str] | None, negatives: list[str], size: tuple[int, int]) -> Conditions:
+        """What makes what the denoiser is given for each prompt, and for each negative one.
 
-        `texts` is None where the call brings embeddings; `size` is (height, width) in pixels.
+        `texts` is None where the call brings embeddings; `size` is (height, width) in pixels. Raises InputError here, before
+        a graph runs.
         """
         raise NotImplementedError
+
+    def _check(self, call: Call) -> None:
+        """Raise InputError for a family's own arguments."""
 
     def _schedule_options(self, call: Call) -> dict[str, Any]:  # noqa: ARG002  # a family's own call has them
         """What a family's scheduler is told beside the steps."""
@@ -118,16 +124,18 @@ class LatentDiffusion(Finishing):
     def _prepare(self, call: Call, state: State) -> None:
         """Put a family's own arguments into the first state."""
 
-    def _plan(self, call: Call, steps: int, start: Start) -> Plan:
+    def _plan(self, call: Call, steps: int) -> Plan:
         """The plan of a call over so many steps."""
         how = Acceleration(
             call.guidance_start, call.guidance_end, call.cache_interval, call.cache_schedule, call.cache_center, call.cache_power
         )  # fmt: skip
-        return dataclasses.replace(self._denoising.plan(steps, how), channels=start.channels)
+        return self._denoising.plan(steps, how)
 
     # ---------------------------------------------------------------------------------------------------------------
 
     def _begin(self, call: Call) -> Iterator[State]:
+        """The loop of a call. All arguments are checked before the first graph runs or a number is drawn."""
+        self._check(call)
         per_prompt = check_count("num_images_per_prompt", call.num_images_per_prompt)
         size = self._size(call)
         overlay = cut(call, size)
@@ -137,23 +145,23 @@ class LatentDiffusion(Finishing):
         texts, negatives = self._texts(call)
         batch = per_prompt * len(negatives)
         generators = make_generators(call.seed, call.generator, batch)
-        self._denoising.plan(
-            len(scheduler.timesteps), Acceleration(call.guidance_start, call.guidance_end)
-        )  # checked early
-        steered = self._steering.of(call, Batch(size, len(negatives), per_prompt))
-        start = self._start(call, scheduler, batch, size, generators)
-        timesteps = scheduler.timesteps[start.begin : start.end]
-        plan = dataclasses.replace(self._plan(call, len(timesteps), start), controls=steered.controls)
-        positive, negative = self.condition(call, texts, negatives, size)
-        positive = steered.condition(positive, guided=True)
+        span = self._span(call, scheduler)
+        plan = self._plan(call, len(scheduler.timesteps[span.begin : span.end]))
+        steering = self._steering.of(call, Batch(size, len(negatives), per_prompt))
+        starting = self._start(call, scheduler, batch, size, generators, span)
+        conditions = self.condition(call, texts, negatives, size)
+        # from here on graphs run
+        steered, start, own = steering(), starting(), conditions.positive()
+        plan = dataclasses.replace(plan, channels=start.channels, controls=steered.controls)
+        positive = steered.condition(own, guided=True)
         state = State(
-            -1, len(timesteps), 0.0, start.latents, start.latents, scale, rescale, _repeated(positive.embeds, per_prompt), None,
+            -1, plan.steps, 0.0, start.latents, start.latents, scale, rescale, _repeated(positive.embeds, per_prompt), None,
             {name: _repeated(value, per_prompt) for name, value in positive.others.items()}, size=size, overlay=overlay,
         )  # fmt: skip
         self._prepare(call, state)
 
         def unguided() -> None:
-            found = steered.condition(negative(), guided=False)
+            found = steered.condition(conditions.negative(own), guided=False)
             state.negative_prompt_embeds = _repeated(found.embeds, per_prompt)
             state.negative_conditions = {name: _repeated(value, per_prompt) for name, value in found.others.items()}
 
@@ -174,26 +182,31 @@ class LatentDiffusion(Finishing):
         return scheduled(self._scheduler, call, **self._schedule_options(call))
 
     def _start(
-        self, call: Call, scheduler: Scheduler, batch: int, size: tuple[int, int], generators: Generators
-    ) -> Start:
-        """The first latents, by what the call brings."""
-        shape = (batch, self.vae.channels, *(side // self.vae_scale_factor for side in size))
-        span = self._span(call, scheduler)
+        self, call: Call, scheduler: Scheduler, batch: int, size: tuple[int, int], generators: Generators, span: Span
+    ) -> Starting:
+        """What makes the first latents, by what the call brings. Raises InputError here, before a graph runs."""
+        shape = self._shape(batch, size)
         self._require_channels(call)
         if call.task == INPAINTING:
             masks = to_mask(call.mask_image, size)
             return from_masked(
                 call, self._pixels(call, size), masks, self.vae, scheduler, shape, generators, self._channels, span
             )
+        given = given_latents(call.latents, shape)
         if call.task == IMAGE_TO_IMAGE:
-            if call.latents is not None:  # noised already
-                return Start(given_latents(call.latents, shape), span.begin, span.end)
-            return from_picture(self._pixels(call, size), self.vae, scheduler, batch, span, generators)
-        return from_noise(shape, call.latents, generators, scheduler.init_noise_sigma, span.end)
+            pixels = self._pixels(call, size)
+            if given is not None:  # noised already
+                return partial(Start, given, span.begin, span.end)
+            return from_picture(pixels, self.vae, scheduler, batch, span, generators)
+        return partial(from_noise, shape, given, generators, scheduler.init_noise_sigma, span.end)
+
+    def _shape(self, batch: int, size: tuple[int, int]) -> tuple[int, ...]:
+        """Of the latents of so many pictures of a size."""
+        return batch, self.vae.channels, *(side // self.vae_scale_factor for side in size)
 
     def _span(self, call: Call, scheduler: Scheduler) -> Span:
-        """The steps to run: of a picture the last `strength` of them."""
-        if call.task == TEXT_TO_IMAGE:
+        """The steps to run: of a picture the last `strength` of them, where its task has one."""
+        if call.strength is None:
             return Span()
         return Span(begin_at(scheduler, call.count(scheduler), call.strength))
 
@@ -244,24 +257,15 @@ class LatentDiffusion(Finishing):
         if call.negative_prompt is not None and call.negative_prompt_embeds is not None:
             raise InputError("give negative_prompt or negative_prompt_embeds, not both")
         texts = None if call.prompt is None else as_list(call.prompt)
-        count = len(call.prompt_embeds) if texts is None and call.prompt_embeds is not None else len(texts or ())
-        _, tokens, width = input_shape(self.denoiser, "encoder_hidden_states")
-        given = {name: getattr(call, name) for name in ("prompt_embeds", "negative_prompt_embeds")}
-        for name, embeds in given.items():
-            if embeds is None:
-                continue
-            if isinstance(tokens, str):  # any number, and the same for both
-                tokens = np.shape(embeds)[1] if np.ndim(embeds) == 3 else 0
-            if np.shape(embeds) != (count, tokens, width):
-                raise InputError(f"{name} has shape {np.shape(embeds)}, not {(count, tokens or 'any number', width)}")
+        count = count_of(call, texts, input_shape(self.denoiser, "encoder_hidden_states"))
         return texts, as_negative(call.negative_prompt, count)
 
     def _size(self, call: Call) -> tuple[int, int]:
         """(height, width) in pixels: as asked, a static bundle's, the picture's own, or the model's."""
-        default = self._steering.default_size(call, self.size_multiple) or self.default_size
+        default = self._steering.default_size(call, self.size_multiple)
         if call.task == IMAGE_TO_IMAGE:
             default = self._own_size(call.image)
-        return self._side(call, 0, default[0]), self._side(call, 1, default[1])
+        return self._side(call, 0, default), self._side(call, 1, default)
 
     def _own_size(self, image: Any) -> tuple[int, int]:
         """(height, width) that a picture is made at where nothing else is said: its own, cut to what the model takes."""
@@ -274,7 +278,8 @@ class LatentDiffusion(Finishing):
         """The height (0) or width (1) of a static graph's latents."""
         return fixed_size(self.denoiser, self.denoiser_type.sample, 2 + axis)
 
-    def _side(self, call: Call, axis: int, default: int) -> int:
+    def _side(self, call: Call, axis: int, default: tuple[int, int] | None = None) -> int:
+        """As asked, a static bundle's, or of `default`, which is the model's own where there is none."""
         name, value = (("height", call.height), ("width", call.width))[axis]
         latent = self._fixed_latent(axis)
         if latent is not None:
@@ -282,7 +287,7 @@ class LatentDiffusion(Finishing):
             if value not in (None, fixed):
                 raise InputError(f"{name}={value}: this bundle was exported with the static {name} {fixed}")
             return fixed
-        return check_size(name, default if value is None else value, self.size_multiple)
+        return check_size(name, (default or self.default_size)[axis] if value is None else value, self.size_multiple)
 
 
 def _repeated(array: Array, times: int) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..images import to_pil, to_unit
 from .base import Parts
 from .call import TEXT_TO_IMAGE, Call
-from .common import Array, Condition, Output, State, check_count
+from .common import Array, Condition, Conditions, Output, State, check_array, check_count
 from .latent_diffusion import Defaults, LatentDiffusion
 from .pixart_sizes import SIDES, cut_to, nearest
 from .several_encoders import refuse_readings
@@ -64,19 +64,20 @@ class PixArt(LatentDiffusion):
         pictures = to_unit(cut_to(self.vae.decoded(state.latents), state.size))
         return Output(to_pil(pictures) if output_type == "pil" else pictures)
 
-    def condition(
-        self, call: Call, texts: list[str] | None, negatives: list[str], size: tuple[int, int]
-    ) -> tuple[Condition, Callable[[], Condition]]:
+    def condition(self, call: Call, texts: list[str] | None, negatives: list[str], size: tuple[int, int]) -> Conditions:
         """T5's embeddings and mask, and the picture's size and aspect where the model wants to know them."""
         assert isinstance(call, PixArtCall)
 
-        def negative() -> Condition:
+        def positive() -> Condition:
+            return self._read(texts, call.prompt_embeds, call.prompt_attention_mask, size)
+
+        def negative(_: Condition) -> Condition:
             given = call.negative_prompt_embeds
             return self._read(
                 None if given is not None else negatives, given, call.negative_prompt_attention_mask, size
             )
 
-        return self._read(texts, call.prompt_embeds, call.prompt_attention_mask, size), negative
+        return Conditions(positive, negative)
 
     def _read(
         self, texts: list[str] | None, embeds: Array | None, mask: Array | None, size: tuple[int, int]
@@ -106,7 +107,7 @@ class PixArt(LatentDiffusion):
             embeds, mask = getattr(call, f"{name}_embeds"), getattr(call, f"{name}_attention_mask")
             if (embeds is None) != (mask is None):
                 raise InputError(f"{name}_embeds and {name}_attention_mask go together: give both or neither")
-            if mask is not None and np.shape(mask) != np.shape(embeds)[:2]:
+            if mask is not None and check_array(f"{name}_attention_mask", mask).shape != np.shape(embeds)[:2]:
                 raise InputError(f"{name}_attention_mask has shape {np.shape(mask)}, not {np.shape(embeds)[:2]}")
         return found
 

@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..signature import Dim
 from ..tokenizer import Tokenizer
 from .call import Call
-from .common import Array
+from .common import Array, check_array
 from .weighting import Piece, emphasised, parse
 
 TEXTS = 64  # whose embeddings are kept: 236 kB each for Stable Diffusion 1.x
@@ -142,6 +142,24 @@ class TextEncoder:
         return normed
 
 
+def count_of(call: Call, texts: Sequence[str] | None, shape: Sequence[Dim]) -> int:
+    """How many prompts a call has, as `texts` or as embeddings of the `shape` (batch, tokens, width) that the denoiser takes.
+    Raises InputError for embeddings of another."""
+    names = ("prompt_embeds", "negative_prompt_embeds")
+    given = {n: check_array(n, getattr(call, n)) for n in names if getattr(call, n) is not None}
+    first = given.get("prompt_embeds")
+    count = len(texts or ()) if first is None else len(first) if first.ndim else 0
+    _, tokens, width = shape
+    for name, embeds in given.items():
+        if isinstance(tokens, str):  # any number, and the same for both
+            tokens = embeds.shape[1] if embeds.ndim == 3 else 0
+        if embeds.shape != (count, tokens, width) or not count:
+            raise InputError(
+                f"{name} has shape {embeds.shape}, not {(count or 'prompts', tokens or 'any number', width)}"
+            )
+    return count
+
+
 def readings(
     call: Call, encoders: Sequence[TextEncoder], texts: Sequence[str], negatives: Sequence[str], tokens: Dim
 ) -> tuple[Reading, Reading]:
@@ -151,6 +169,9 @@ def readings(
     Raises InputError for arguments that cannot be used, and for long prompts where the denoiser takes one chunk.
     """
     length, chunks = encoders[0].tokenizer.length, 1
+    if call.prompt_weighting:
+        for text in (*texts, *negatives):
+            parse(text)
     given = call.prompt_embeds if call.prompt_embeds is not None else call.negative_prompt_embeds
     if given is not None:
         chunks, rest = divmod(np.shape(given)[1], length)

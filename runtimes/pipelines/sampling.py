@@ -29,11 +29,14 @@ def sample(
     state: State, scheduler: Scheduler, start: Start, generators: Generators, eta: float, predict: Predict
 ) -> Iterator[State]:
     """Yield the one `state` after every step."""
+    ended = state.latents
     for i, t in enumerate(scheduler.timesteps[start.begin : start.end]):
+        state.changed = state.latents is not ended
         answer = predict(i, scheduler.scale_model_input(state.latents, t), float(t))
         stepped = scheduler.step(answer, t, state.latents, generator=generators, eta=eta)
         state.step, state.timestep = i, float(t)
         state.latents, state.denoised = stepped.prev_sample, stepped.denoised
         if start.blend is not None:
             state.latents = start.blend(i, state.latents)
+        ended = state.latents
         yield state

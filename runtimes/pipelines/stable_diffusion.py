@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 
 from .base import Parts
 from .call import IMAGE_TO_IMAGE, INPAINTING, TEXT_TO_IMAGE, Call
-from .common import Array, Condition, input_shape
+from .common import Array, Condition, Conditions, input_shape
 from .latent_diffusion import Defaults, LatentDiffusion
 from .prompts import NORM, PLAIN, Reading, TextEncoder, readings
 
@@ -40,19 +40,21 @@ class StableDiffusion(LatentDiffusion):
     def _forget(self) -> None:
         self._prompts.forget()
 
-    def condition(
-        self, call: Call, texts: list[str] | None, negatives: list[str], _: tuple[int, int]
-    ) -> tuple[Condition, Callable[[], Condition]]:
+    def condition(self, call: Call, texts: list[str] | None, negatives: list[str], _: tuple[int, int]) -> Conditions:
         """Text embeddings alone."""
         tokens = input_shape(self.denoiser, "encoder_hidden_states")[1]
         reading, plain = readings(call, [self._prompts], texts or (), negatives, tokens)
 
-        def negative() -> Condition:
+        def positive() -> Condition:
+            return Condition(
+                np.asarray(call.prompt_embeds) if texts is None else self.encode_prompt(texts, reading), {}
+            )
+
+        def negative(_: Condition) -> Condition:
             given = call.negative_prompt_embeds
             return Condition(self.encode_prompt(negatives, plain) if given is None else np.asarray(given), {})
 
-        positive = np.asarray(call.prompt_embeds) if texts is None else self.encode_prompt(texts, reading)
-        return Condition(positive, {}), negative
+        return Conditions(positive, negative)
 
 
 PIPELINE = StableDiffusion

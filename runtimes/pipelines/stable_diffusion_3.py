@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,10 +9,10 @@ import numpy as np
 
 from .base import Parts
 from .call import IMAGE_TO_IMAGE, TEXT_TO_IMAGE, Call
-from .common import Array, Condition, input_shape
+from .common import Array, Condition, Conditions, check_number, input_shape
 from .flow import Flow, shift
 from .latent_diffusion import Defaults
-from .prompts import TextEncoder
+from .prompts import Reading, TextEncoder
 from .several_encoders import own_texts, refuse_readings, require_pooled
 from .t5 import T5Encoder
 from .transformer import Transformer
@@ -72,21 +71,27 @@ class StableDiffusion3(Flow):
             embeds[:, clips.shape[1] :] = self._t5(texts[2]).embeds
         return embeds, np.concatenate(pooled, axis=-1)
 
-    def condition(
-        self, call: Call, texts: list[str] | None, negatives: list[str], _: tuple[int, int]
-    ) -> tuple[Condition, Callable[[], Condition]]:
+    def condition(self, call: Call, texts: list[str] | None, negatives: list[str], _: tuple[int, int]) -> Conditions:
         """Embeddings of all encoders, and the pooled ones of the CLIPs."""
         assert isinstance(call, SD3Call)
+        own = _each(call, "prompt", negatives if texts is None else texts)
         others = _each(call, "negative_prompt", negatives)
 
-        def negative() -> Condition:
+        def positive() -> Condition:
+            if texts is None:
+                return _given(call.prompt_embeds, call.pooled_prompt_embeds)
+            return _given(*self.encode_prompt(own, call.clip_skip or 0))
+
+        def negative(_: Condition) -> Condition:
             if call.negative_prompt_embeds is not None:
                 return _given(call.negative_prompt_embeds, call.negative_pooled_prompt_embeds)
             return _given(*self.encode_prompt(others))
 
-        if texts is None:
-            return _given(call.prompt_embeds, call.pooled_prompt_embeds), negative
-        return _given(*self.encode_prompt(_each(call, "prompt", texts), call.clip_skip or 0)), negative
+        return Conditions(positive, negative)
+
+    def _check(self, call: Call) -> None:
+        for clip in self._clips:
+            clip.check(Reading(0 if call.clip_skip is None else call.clip_skip))
 
     def _forget(self) -> None:
         for encoder in (*self._clips, self._t5):
@@ -98,14 +103,15 @@ class StableDiffusion3(Flow):
         refuse_readings(call, ("prompt_weighting", "long_prompts"))
         if self._t5 is not None:
             self._t5.check_length(call.max_sequence_length)
-        require_pooled(call)
-        return super()._texts(call)
+        texts, negatives = super()._texts(call)
+        require_pooled(call, (len(negatives), input_shape(self.denoiser, POOLED)[1]))
+        return texts, negatives
 
     def _schedule_options(self, call: Call) -> dict[str, Any]:
         assert isinstance(call, SD3Call)
         config = self._scheduler.config
         if call.mu is not None:
-            return {"mu": call.mu}
+            return {"mu": check_number("mu", call.mu)}
         if not config.get("use_dynamic_shifting"):
             return {}
         height, width = (side // self.size_multiple for side in self._size(call))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -11,9 +11,10 @@ from ..errors import InputError
 from ..schedulers import Scheduler
 from .base import Parts
 from .call import IMAGE_TO_IMAGE, INPAINTING, TEXT_TO_IMAGE, Call
-from .common import Array, Condition, as_list, input_shape
+from .common import Array, Condition, Conditions, as_list, input_shape
 from .latent_diffusion import Defaults, LatentDiffusion
 from .prompts import PLAIN, Encoded, Reading, TextEncoder, readings
+from .several_encoders import check_pooled
 from .stable_diffusion_xl_conditions import XLCall, check_ids, first_step, last_step, time_ids
 from .start import Span
 
@@ -62,19 +63,19 @@ class StableDiffusionXL(LatentDiffusion):
         for encoder in self._encoders:
             encoder.forget()
 
-    def condition(
-        self, call: Call, texts: list[str] | None, negatives: list[str], size: tuple[int, int]
-    ) -> tuple[Condition, Callable[[], Condition]]:
+    def condition(self, call: Call, texts: list[str] | None, negatives: list[str], size: tuple[int, int]) -> Conditions:
         """Embeddings, pooled embeddings and time ids."""
         assert isinstance(call, XLCall)
         reading, negative_reading = self._readings(call, texts, negatives)
-        positive = self._positive(call, texts, reading)
         ids, negative_ids = (np.repeat(row, len(negatives), axis=0) for row in time_ids(call, size, self._ids))
 
-        def negative() -> Condition:
-            return _condition(self._negative(call, negatives, positive, negative_reading), negative_ids)
+        def positive() -> Condition:
+            return _condition(self._positive(call, texts, reading), ids)
 
-        return _condition(positive, ids), negative
+        def negative(of: Condition) -> Condition:
+            return _condition(self._negative(call, negatives, of, negative_reading), negative_ids)
+
+        return Conditions(positive, negative)
 
     def _positive(self, call: XLCall, texts: list[str] | None, reading: Reading) -> Encoded:
         if texts is None:
@@ -82,11 +83,11 @@ class StableDiffusionXL(LatentDiffusion):
         found = self.encode_prompt(texts, _second(call.prompt_2, texts, "prompt_2"), reading)
         return found if call.pooled_prompt_embeds is None else found._replace(pooled=_floats(call.pooled_prompt_embeds))
 
-    def _negative(self, call: XLCall, negatives: list[str], positive: Encoded, reading: Reading) -> Encoded:
+    def _negative(self, call: XLCall, negatives: list[str], positive: Condition, reading: Reading) -> Encoded:
         if call.negative_prompt_embeds is not None:
             return Encoded(_floats(call.negative_prompt_embeds), _floats(call.negative_pooled_prompt_embeds))
         if self._zeros and call.negative_prompt is None:
-            return Encoded(np.zeros_like(positive.embeds), np.zeros_like(_floats(positive.pooled)))
+            return Encoded(np.zeros_like(positive.embeds), np.zeros_like(positive.others["text_embeds"]))
         found = self.encode_prompt(negatives, _second(call.negative_prompt_2, negatives, "negative_prompt_2"), reading)
         pooled = call.negative_pooled_prompt_embeds
         return found if pooled is None else found._replace(pooled=_floats(pooled))
@@ -132,11 +133,9 @@ class StableDiffusionXL(LatentDiffusion):
             ("prompt_embeds", "pooled_prompt_embeds"),
             ("negative_prompt_embeds", "negative_pooled_prompt_embeds"),
         ):
-            pooled = getattr(call, name)
-            if pooled is None and getattr(call, embeds) is not None:
+            if getattr(call, name) is None and getattr(call, embeds) is not None:
                 raise InputError(f"{embeds} was given without {name}, (count, width), which this model takes beside it")
-            if pooled is not None and np.shape(pooled) != wanted:
-                raise InputError(f"{name} has shape {np.shape(pooled)}, not {wanted}")
+            check_pooled(name, getattr(call, name), wanted)
 
     def _span(self, call: Call, scheduler: Scheduler) -> Span:
         """The steps to run: those of a strength, or those between two shares of the denoising."""

@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import InputError
 from ..noise import randn_tensor
 from ..schedulers import Scheduler
-from .common import Array, Generators, check_number
+from .common import Array, Generators, check_array, check_number
 from .vae import VAE
 
 COLOURS = 3
@@ -36,6 +36,10 @@ class Start:
     end: int | None = None
     channels: Array | None = None
     blend: Blend | None = None
+
+
+Starting = Callable[[], Start]
+"""What makes the start of a call whose arguments are checked: only this draws noise and runs graphs."""
 
 
 def begin_at(scheduler: Scheduler, steps: int, strength: object, *, begun: bool = False) -> int:
@@ -63,31 +67,50 @@ def is_latents(image: object, channels: int) -> bool:
     return image.shape[1] == channels and image.shape[-1] not in (1, COLOURS)
 
 
-def given_latents(given: Array, shape: tuple[int, ...]) -> Array:
-    """What a call brings for the first latents. Raises InputError for another shape."""
-    if np.shape(given) != shape:
-        raise InputError(f"latents has shape {np.shape(given)}, not {shape}")
-    return np.asarray(given, dtype=np.float32)
+def given_latents(given: Array | None, shape: tuple[int, ...]) -> Array | None:
+    """What a call brings for the first latents, if it does. Raises InputError for another shape."""
+    if given is None:
+        return None
+    array = check_array("latents", given)
+    if array.shape != shape:
+        raise InputError(f"latents has shape {array.shape}, not {shape}")
+    return array.astype(np.float32)
 
 
 def from_noise(
     shape: tuple[int, ...], given: Array | None, generators: Generators, sigma: float, end: int | None = None
 ) -> Start:
     """Noise of the scheduler's first strength. Raises InputError for given latents of another shape."""
-    noise = randn_tensor(shape, generators) if given is None else given_latents(given, shape)
+    latents = given_latents(given, shape)
+    noise = randn_tensor(shape, generators) if latents is None else latents
     return Start(noise * np.float32(sigma), end=end)
 
 
 def from_picture(
     pixels: Array, vae: VAE, scheduler: Scheduler, batch: int, span: Span, generators: Generators
-) -> Start:
-    """A picture's latents, noised as far as the step where the loop begins: SDEdit (Meng et al. 2021)."""
-    latents = tiled(encoded(pixels, vae, batch, generators), batch, "image")
-    if not span.noised:
-        return Start(latents, span.begin, span.end)
-    noise = randn_tensor(latents.shape, generators)
-    noised = scheduler.add_noise(latents, noise, scheduler.timesteps[span.begin : span.begin + 1])
-    return Start(noised, span.begin, span.end)
+) -> Starting:
+    """A picture's latents, noised as far as the step where the loop begins: SDEdit (Meng et al. 2021).
+
+    Raises InputError for pictures that do not divide the batch, and where nothing reads them.
+    """
+    require_readable(pixels, vae, batch)
+
+    def start() -> Start:
+        latents = tiled(encoded(pixels, vae, batch, generators), batch, "image")
+        if not span.noised:
+            return Start(latents, span.begin, span.end)
+        noise = randn_tensor(latents.shape, generators)
+        noised = scheduler.add_noise(latents, noise, scheduler.timesteps[span.begin : span.begin + 1])
+        return Start(noised, span.begin, span.end)
+
+    return start
+
+
+def require_readable(pixels: Array, vae: VAE, batch: int) -> None:
+    """Raise InputError for pictures that do not divide the batch, and for a bundle that cannot read them."""
+    require_share(len(pixels), batch, "image")
+    if pixels.shape[1] == COLOURS:
+        vae.require_encoder()
 
 
 def encoded(pixels: Array, vae: VAE, batch: int, generators: Generators) -> Array:
@@ -104,6 +127,11 @@ def encoded(pixels: Array, vae: VAE, batch: int, generators: Generators) -> Arra
 
 def tiled(array: Array, batch: int, name: str) -> Array:
     """One for each picture, repeated as a whole as diffusers does. Raises InputError where they do not divide the batch."""
-    if batch % len(array):
-        raise InputError(f"{len(array)} of {name} for {batch} pictures; give one, or one for each")
+    require_share(len(array), batch, name)
     return np.concatenate([array] * (batch // len(array)))
+
+
+def require_share(count: int, batch: int, name: str) -> None:
+    """Raise InputError where so many do not divide the batch."""
+    if batch % count:
+        raise InputError(f"{count} of {name} for {batch} pictures; give one, or one for each")

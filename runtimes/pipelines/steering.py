@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from ..errors import InputError
@@ -106,16 +107,22 @@ class Steering:
         height, width = (side // multiple * multiple or multiple for side in size_of(first, name="control_image"))
         return height, width
 
-    def of(self, call: Call, batch: Batch) -> Steered:
-        """The controls of a call. Raises InputError for pictures, numbers and sizes that do not fit."""
+    def of(self, call: Call, batch: Batch) -> Callable[[], Steered]:
+        """What makes the controls of a call. Raises InputError here, before a graph runs, for pictures, numbers and sizes
+        that do not fit."""
         controls: list[Control] = []
         if call.control_image is not None:
             nets = NETS[0] in self._parts.engines
             controls.append((control_nets if nets else t2i_adapters)(call, self._parts, batch))
         if not self.pictures:
-            return Steered(tuple(controls))
-        prompted = self.pictures.read(call)
-        return Steered((*controls, prompted), prompted)
+            return partial(Steered, tuple(controls))
+        read = self.pictures.read(call)
+
+        def steered() -> Steered:
+            prompted = read()
+            return Steered((*controls, prompted), prompted)
+
+        return steered
 
     def set_ip_adapter_scale(self, scale: object) -> None:
         """See `IPAdapters.scales`. Raises InputError for a bundle without."""

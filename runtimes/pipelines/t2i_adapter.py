@@ -21,6 +21,7 @@ from .call import Call
 from .common import Array, check_number, check_size
 from .control_net import of_nets
 from .controls import Batch, of_each, require_for_prompts
+from .stable_diffusion_xl_conditions import XLCall
 
 ADAPTERS = ("adapter", *(f"adapter_{number}" for number in range(2, 9)))
 FEATURES = "down_intrablock_additional_residuals"  # the UNet's inputs, a number each
@@ -29,19 +30,20 @@ FEATURES = "down_intrablock_additional_residuals"  # the UNet's inputs, a number
 @dataclass
 class T2IAdapters:
     """The adapters of one call: a `Control`. Each reads its pictures (images, channels, height, width) in 0..1 when it is
-    first asked; they hold for the first `share` of the steps."""
+    first asked; they hold for the first `share` of so many evaluations, of all where `counted` is None."""
 
     engines: tuple[Engine, ...]
     pictures: tuple[Array, ...]
     scales: tuple[float, ...]
     share: float
     batch: int
+    counted: int | None = None
     _features: list[Array] = field(default_factory=list)
     _rows: dict[int, Arrays] = field(default_factory=dict)
 
     def inputs(self, step: int, steps: int, given: Arrays, rows: int) -> Arrays:  # noqa: ARG002  # see `Control`
         """The features, for every row of guidance; nothing once their share of the steps is over."""
-        if step >= int(steps * self.share) or not any(self.scales):
+        if step >= int((self.counted or steps) * self.share) or not any(self.scales):
             return {}
         if rows not in self._rows:
             self._features = self._features or self._read()
@@ -78,7 +80,21 @@ def t2i_adapters(call: Call, parts: Parts, batch: Batch) -> T2IAdapters:
         read.append(to_conditions(pictures, batch.size, channels=parts.configs[role]["in_channels"]))
         require_for_prompts(read[-1], batch)
     engines = tuple(parts.engines[role] for role in roles)
-    return T2IAdapters(engines, tuple(read), tuple(scales), share, batch.prompts * batch.per_prompt)
+    return T2IAdapters(engines, tuple(read), tuple(scales), share, batch.prompts * batch.per_prompt, _counted(call))
+
+
+def _counted(call: Call) -> int | None:
+    """Of how many evaluations the adapters' share is, where not of all.
+
+    In Stable Diffusion XL diffusers (0.42) takes it of the steps that were asked for, but counts evaluations, of which a
+    scheduler of second order makes two a step: there the second half goes without. Given timesteps, and those of a run that
+    begins late or ends early, count as they are.
+    """
+    if not isinstance(call, XLCall) or call.custom or call.strength is not None or call.denoising_start is not None:
+        return None
+    if call.denoising_end not in (None, 1):
+        return None
+    return call.num_inference_steps
 
 
 def multiple_of(parts: Parts) -> int:

@@ -5,7 +5,6 @@ The denoiser is told how far it was noised, `noise_level`, as a class. Ho et al.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,10 +17,10 @@ from ..noise import randn_tensor
 from ..schedulers import Scheduler, from_config
 from .base import Parts
 from .call import IMAGE_TO_IMAGE, Call
-from .common import Condition, Generators
+from .common import Conditions, Generators
 from .latent_diffusion import Defaults
 from .stable_diffusion import StableDiffusion
-from .start import COLOURS, Start, from_noise, tiled
+from .start import COLOURS, Span, Start, Starting, from_noise, given_latents, tiled
 
 LOW_RES = "low_res_scheduler"
 
@@ -49,17 +48,13 @@ class Upscale(StableDiffusion):
         self.low_res_scheduler = from_config(parts.schedulers[LOW_RES])
         self.max_noise_level: int = parts.config.get("max_noise_level", 350)
 
-    def condition(
-        self, call: Call, texts: list[str] | None, negatives: list[str], size: tuple[int, int]
-    ) -> tuple[Condition, Callable[[], Condition]]:
+    def condition(self, call: Call, texts: list[str] | None, negatives: list[str], size: tuple[int, int]) -> Conditions:
         """Text embeddings, and the noise level as a class."""
-        positive, negative = super().condition(call, texts, negatives, size)
+        found = super().condition(call, texts, negatives, size)
         labels = {"class_labels": np.full(len(negatives), self._noise_level(call), dtype=np.int64)}
-
-        def with_level() -> Condition:
-            return negative()._replace(others=labels)
-
-        return positive._replace(others=labels), with_level
+        return Conditions(
+            lambda: found.positive()._replace(others=labels), lambda of: found.negative(of)._replace(others=labels)
+        )
 
     def _own_size(self, image: Any) -> tuple[int, int]:
         height, width = (side * self.vae_scale_factor for side in self._small(size_of(image)))
@@ -72,19 +67,25 @@ class Upscale(StableDiffusion):
         return height, width
 
     def _start(
-        self, call: Call, scheduler: Scheduler, batch: int, size: tuple[int, int], generators: Generators
-    ) -> Start:
+        self, call: Call, scheduler: Scheduler, batch: int, size: tuple[int, int], generators: Generators, span: Span  # noqa: ARG002  # of all families
+    ) -> Starting:  # fmt: skip
         """Noise of the small picture's size, with the noised picture behind it. The picture's noise is drawn first."""
         self._require_channels(call)
         level = self._noise_level(call)
         height, width = (side // self.vae_scale_factor for side in size)
         pixels = to_pixels(call.image, (height, width), resample=Image.Resampling.BICUBIC)
+        shape = self._shape(batch, size)
+        given = given_latents(call.latents, shape)
+        each = tiled(pixels, batch, "image")
         if isinstance(generators, list) and len(generators) != len(pixels):
-            pixels = tiled(pixels, batch, "image")
-        noised = self.low_res_scheduler.add_noise(pixels, randn_tensor(pixels.shape, generators), level)
-        shape = (batch, self.vae.channels, height, width)
-        start = from_noise(shape, call.latents, generators, scheduler.init_noise_sigma)
-        return Start(start.latents, channels=tiled(noised, batch, "image"))
+            pixels = each
+
+        def start() -> Start:
+            noised = self.low_res_scheduler.add_noise(pixels, randn_tensor(pixels.shape, generators), level)
+            start = from_noise(shape, given, generators, scheduler.init_noise_sigma)
+            return Start(start.latents, channels=tiled(noised, batch, "image"))
+
+        return start
 
     def _noise_level(self, call: Call) -> int:
         assert isinstance(call, UpscaleCall)

@@ -77,10 +77,8 @@ class VAE:
 
         Raises InputError for a bundle without an encoder.
         """
-        if self.encoder is None:
-            raise InputError(
-                f"a picture was given, and this bundle has no {ENCODER} to read it: export the whole pipeline"
-            )
+        self.require_encoder()
+        assert self.encoder is not None
         # one at a time, as diffusers does where each picture has its own generator
         name, out = self._answer(self.encoder, "sample", pixels.astype(np.float32), Fraction(1, self.factor))
         if name != "latent_parameters":  # a tiny autoencoder's latents are certain
@@ -91,6 +89,13 @@ class VAE:
             deviation = np.exp(np.float32(0.5) * np.clip(log_variance, -30, 20))
             z = mean + deviation * randn_tensor(mean.shape, generators)
         return (z - self._shift) * self._scale
+
+    def require_encoder(self) -> None:
+        """Raise InputError for a bundle without one."""
+        if self.encoder is None:
+            raise InputError(
+                f"a picture was given, and this bundle has no {ENCODER} to read it: export the whole pipeline"
+            )
 
     def _answer(self, engine: Engine, given: str, array: Array, factor: Fraction) -> tuple[str, Array]:
         """An engine's one output, by name, whose sides are `factor` times the array's; in tiles, where they are on."""
