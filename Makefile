@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 PEERS := .venv-peers
 
-.PHONY: dev peers format lint types test check demo bench wheel clean
+.PHONY: dev peers bench-env format lint types test check demo bench vendor wheel clean
 
 dev: $(STAMP)
 
@@ -28,6 +28,10 @@ $(PEERS)/.installed: constraints-peers.txt
 	$(PEERS)/bin/python -m pip install --quiet --no-deps --requirement constraints-peers.txt
 	$(PEERS)/bin/python -m pip install --quiet --no-deps --target build/optimum-habana optimum-habana==1.21.2
 	touch $@
+
+# The baselines of `ingot bench`, an environment each: about 5 GB, and no packages of ours
+bench-env: $(STAMP)
+	$(BIN)/python -m ingot.benchmarks.harness.environments
 
 format: $(STAMP)
 	$(BIN)/ruff format .
@@ -55,6 +59,10 @@ demo: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m ingot.benchmarks.start_up
+
+# what draws a report's plots: pinned, hashed, and in the repository already
+vendor: $(STAMP)
+	$(BIN)/python -m ingot.benchmarks.harness.vendor
 
 wheel: $(STAMP)
 	rm -rf dist build/lib build/bdist* && $(BIN)/python -m build --wheel

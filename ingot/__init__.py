@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ingot.benchmarks.harness.run import bench
     from ingot.exporters.add import add
     from ingot.exporters.attach import attach, detach
     from ingot.exporters.export import export
@@ -25,12 +26,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Bundle", "BundleError", "EngineError", "ExportError", "Generator", "IngotError", "InputError", "ParityError",
-    "add", "attach", "detach", "export", "load", "quantize", "verify",
+    "add", "attach", "bench", "detach", "export", "load", "quantize", "verify",
 ]  # fmt: skip
 
 _HOME = {
     "add": "exporters.add",
     "attach": "exporters.attach",
+    "bench": "benchmarks.harness.run",
     "detach": "exporters.attach",
     "Bundle": "runtimes.bundle",
     "Generator": "runtimes.noise",

@@ -1,4 +1,4 @@
-"""The command line: `ingot export | add | quantize | generate | inspect | verify | resources | doctor`."""
+"""The command line: `ingot export | add | quantize | generate | bench | inspect | verify | resources | doctor`."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from typing import Any
 from ingot import __version__
 from ingot.runtimes.errors import IngotError
 
-from . import commands, controls
+from . import bench_options, commands, controls
 
 TARGETS = "onnx, openvino, coreml, tensorrt or torch"
 SCHEMES = "int8-dynamic, int8-weights, int4-weights, int8-static, int8-hybrid, fp16, bf16, palette-8, palette-6, palette-4 or fp8"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns 0, or 1 after an error of the user's or the machine's, told in one line."""
+    """Run one command. Returns 0, or what the command itself does; 1 after an error of the user's or the machine's, told in
+    one line."""
     parsed = _parse(arguments)
     try:
-        parsed.run(parsed)
+        return parsed.run(parsed) or 0
     except IngotError as error:
         print(f"ingot: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("ingot: stopped", file=sys.stderr)
         return 130
-    return 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,6 +43,9 @@ def parser() -> argparse.ArgumentParser:
     _add_add(verbs.add_parser("add", help="add targets to a bundle"))
     _add_quantize(verbs.add_parser("quantize", help="add smaller and faster graphs, with what they cost"))
     _add_generate(verbs.add_parser("generate", help="make pictures from prompts"))
+    bench_options.add_options(
+        verbs.add_parser("bench", help="measure bundles beside each other and beside peers"), size
+    )
     _add_inspect(verbs.add_parser("inspect", help="show what a bundle holds"))
     _add_verify(verbs.add_parser("verify", help="hold a bundle against its manifest"))
     _add_resources(verbs.add_parser("resources", help="lay out Core ML graphs as Apple's Swift package reads them"))
@@ -53,13 +56,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Prompts may stand behind options too, which argparse does not let a list of arguments do."""
+    """Prompts and bundles may stand behind options too, which argparse does not let a list of arguments do."""
     top = parser()
     parsed, rest = top.parse_known_args(arguments)
-    if rest and (not hasattr(parsed, "prompts") or any(word.startswith("-") for word in rest)):
+    lists = [value for name in ("bundles", "prompts") if isinstance(value := getattr(parsed, name, None), list)]
+    if rest and (not lists or any(word.startswith("-") for word in rest)):
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
-        parsed.prompts += rest
+        lists[0] += rest
     return parsed
 
 
@@ -222,9 +226,8 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
         "-o",
         "--output",
         type=Path,
-        default=Path("out.png"),
         metavar="FILE",
-        help="default: out.png; several: out-1.png, …",
+        help="default: out.png; several: out-1.png, …; of a prior's bundle out.safetensors",
     )
     command.set_defaults(run=commands.generate)
 
@@ -237,6 +240,9 @@ def _add_start(command: argparse.ArgumentParser) -> None:
         type=float,
         metavar="SHARE",
         help="how much of --image to change, 0 to 1 (default: the task's own)",
+    )
+    command.add_argument(
+        "--embeds", type=Path, metavar="FILE", help="a prior's embeddings, .safetensors, for its decoder's bundle"
     )
     command.add_argument("--mask", type=Path, metavar="FILE", help="paint --image anew only where this one is white")
     command.add_argument(

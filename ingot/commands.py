@@ -17,11 +17,10 @@ from ingot.runtimes import engines
 from ingot.runtimes.bundle import Bundle, describe_graph
 from ingot.runtimes.engines import Engine
 from ingot.runtimes.errors import EngineError, ExportError, InputError
-from ingot.runtimes.images import grid
 from ingot.runtimes.load import load
 from ingot.runtimes.manifest import Certificate, Graph, ImageParity, Quality, Quantization
 
-from . import controls
+from . import controls, saving
 from .asked import arguments, one_or_all
 
 
@@ -100,12 +99,7 @@ def generate(options: argparse.Namespace) -> None:
     prompts = _prompts(options)
     if options.count < 1:
         raise InputError(f"--count {options.count}: at least 1 picture is needed")
-    if not options.output.absolute().parent.is_dir():
-        raise InputError(
-            f"the folder {options.output.absolute().parent} does not exist; -o must name a file in one that does"
-        )
-    if options.output.suffix.lower() not in Image.registered_extensions():
-        raise InputError(f"cannot save {options.output}: its ending names no picture format; .png would do")
+    output = saving.output_of(options.output, options.bundle, as_grid=options.grid)
     pictures = {"image": _opened(options.image), "mask_image": _opened(options.mask), "strength": options.strength}
     pictures["control_image"] = one_or_all([_opened(file) for file in options.control_images])
     threads = {} if options.threads is None else {"threads": options.threads}
@@ -122,7 +116,7 @@ def generate(options: argparse.Namespace) -> None:
     if options.tile is not None:
         _in_tiles(pipe, options.tile)
     made = pipe(**arguments(options, prompts, pictures, pipe), progress=not options.quiet)
-    for file in _save(made.images, options.output, options.grid):
+    for file in saving.save(made, output, as_grid=options.grid):
         print(file)
 
 
@@ -240,18 +234,6 @@ def _opened(file: Path | None) -> Image.Image | None:
             return ImageOps.exif_transpose(image)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"cannot read a picture from {file}: {error}") from error
-
-
-def _save(images: list[Any], output: Path, as_grid: bool) -> list[Path]:
-    if as_grid:
-        images = [grid(images)]
-    names = [output] if len(images) == 1 else [output.with_stem(f"{output.stem}-{i + 1}") for i in range(len(images))]
-    for name, image in zip(names, images, strict=True):
-        try:
-            image.save(name)
-        except (OSError, ValueError) as error:  # PIL: ValueError for an ending that it does not know
-            raise InputError(f"cannot save {name}: {error}") from error
-    return names
 
 
 def _print_graph(bundle: Bundle, graph: Graph) -> None:
