@@ -31,6 +31,7 @@ from .recording import Place, places
 
 _log = logging.getLogger("ingot")
 _STATE = "_ingot_attached"  # on the pipeline, past its own __setattr__: what `Attached` holds
+_PART_OF = "_ingot_part_of"  # on the pipelines inside of it: its class
 # Differ between checkpoints of one architecture, or say how a file was written; no graph depends on them.
 _NOT_COMPARED = ("_class_name", "_diffusers_version", "_name_or_path", "transformers_version", "dtype", "torch_dtype",
                  "architectures", "sample_size", "use_cache", "return_dict")  # fmt: skip
@@ -53,6 +54,7 @@ class Attached:
         """Give every pipeline its own modules, past its own __setattr__, which writes its config."""
         for holder, name, original in self.originals:
             vars(holder)[name] = original
+            vars(holder).pop(_PART_OF, None)
 
 
 def attach(
@@ -76,7 +78,9 @@ def attach(
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, hashes=False)
     before = attached(pipe)
-    if before is not None:  # put back where the new bundle does not fit
+    if before is None:
+        _require_alone(pipe)
+    else:  # put back where the new bundle does not fit
         held = [(holder, name, vars(holder)[name]) for holder, name, _ in before.originals]
         vars(pipe).pop(_STATE)
         before.put_back()
@@ -86,6 +90,8 @@ def attach(
             vars(pipe)[_STATE] = before
             for holder, name, module in held:
                 vars(holder)[name] = module
+                if holder is not pipe:
+                    vars(holder)[_PART_OF] = type(pipe).__name__
             raise
         _close(before.engines)
         return pipe
@@ -130,6 +136,16 @@ def attached_roles(pipe: Any) -> tuple[str, ...]:
     """The components of a pipeline that run on an engine."""
     state = attached(pipe)
     return () if state is None else tuple(state.engines)
+
+
+def _require_alone(pipe: Any) -> None:
+    """Refuse a pipeline whose modules another one has had replaced, or has inside of it: each would put back the other's."""
+    others = [type(one).__name__ for one in _pipelines(pipe) if attached(one) is not None]
+    others += filter(None, [vars(pipe).get(_PART_OF)])
+    if others:
+        raise InputError(
+            f"a {type(pipe).__name__} cannot be attached while the {others[0]} around it or in it is: detach that"
+        )
 
 
 def _wanted(
@@ -197,6 +213,8 @@ def _put(
     }
     for holder, name, original in originals:
         vars(holder)[name] = replacements[id(original)]
+        if holder is not pipe:
+            vars(holder)[_PART_OF] = type(pipe).__name__
     vars(pipe)[_STATE] = Attached(tuple(originals), engines)
 
 

@@ -15,10 +15,12 @@ from onnxscript.optimizer import fold_constants
 from onnxscript.rewriter import _DEFAULT_REWRITE_RULES, rewrite
 from onnxscript.rewriter.rules.common import slice_split_rule
 from torch.export import ExportedProgram
+from torch.onnx.errors import OnnxExporterError
 
 from ingot.runtimes.signature import Signature
 
 from .axes import in_terms_of
+from .onnx_lower import lowered
 
 # What FlatModule puts before the names of the module that it wraps.
 PREFIX = "source."
@@ -54,6 +56,16 @@ def is_transposed(value: ir.Value) -> bool:
 
 
 def _translated(program: ExportedProgram, signature: Signature, opset: int) -> ir.Model:
+    quick = lowered(program)
+    try:
+        return _exported(quick, signature, opset)
+    except OnnxExporterError:
+        if quick.was_decomposed:
+            raise
+        return _exported(program, signature, opset)
+
+
+def _exported(program: ExportedProgram, signature: Signature, opset: int) -> ir.Model:
     exported = torch.onnx.export(
         program,
         dynamo=True,

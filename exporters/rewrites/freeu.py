@@ -53,8 +53,8 @@ def value(text: str | None) -> Factors:
         found = [float(part) for part in text.split(",")]
     except ValueError:
         found = []
-    if len(found) != len(Factors._fields) or not all(math.isfinite(factor) and factor >= 0 for factor in found):
-        raise InputError(f"freeu={text}: four numbers of at least 0 are needed, s1,s2,b1,b2, such as freeu={DEFAULT}")
+    if len(found) != len(Factors._fields) or not all(math.isfinite(factor) and factor > 0 for factor in found):
+        raise InputError(f"freeu={text}: four numbers above 0 are needed, s1,s2,b1,b2, such as freeu={DEFAULT}")
     return Factors(*found)
 
 
