@@ -31,7 +31,7 @@ def output_of(asked: Path | None, folder: Path, *, as_grid: bool) -> Path:
     ending = output.suffix.lower()
     if embeddings and (ending != EMBEDDINGS or as_grid):
         raise InputError(
-            f"{class_name} makes embeddings, not pictures: -o {output.with_suffix(EMBEDDINGS).name} without --grid would do; "
+            f"{class_name} makes embeddings, not pictures: -o {output.stem or 'out'}{EMBEDDINGS} without --grid would do; "
             "the decoder's bundle takes them with --embeds"
         )
     if not embeddings and ending not in Image.registered_extensions():
@@ -61,7 +61,10 @@ def read_embeds(file: Path | None) -> dict[str, NDArray[np.float32]]:
     opened = open_safetensors(file)
     if missing := [name for name in EMBEDS if name not in opened.entries]:
         raise InputError(f"{file} has no {' and no '.join(missing)}, as a prior's bundle makes with `ingot generate`")
-    return {name: opened.read(name) for name in EMBEDS}
+    found = {name: opened.read(name) for name in EMBEDS}
+    if wrong := [f"{name} of shape {array.shape}" for name, array in found.items() if array.ndim != 2]:
+        raise InputError(f"{file} has {' and '.join(wrong)}; a prior makes (pictures, width)")
+    return found
 
 
 def write_safetensors(file: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
@@ -82,4 +85,5 @@ def write_safetensors(file: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
         beside.write_bytes(len(text).to_bytes(8, "little") + text + data)
         beside.replace(file)
     except OSError as error:
+        beside.unlink(missing_ok=True)
         raise InputError(f"cannot save {file}: {error}") from error

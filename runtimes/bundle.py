@@ -91,7 +91,8 @@ class Bundle:
         """Hash these files. Raises BundleError naming every one that is not what was written."""
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # hashing leaves Python to other threads
             checked = pool.map(
-                lambda name: (name, _file_problem(self.file(name), self.manifest.files[name], True)), names
+                lambda name: (name, _file_problem(self.file(name), self.manifest.files[name], True)),
+                dict.fromkeys(names),  # graphs share files of weights
             )
         problems = [f"{name} {problem}" for name, problem in checked if problem]
         if problems:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -165,11 +165,22 @@ def _open_all(openings: Mapping[str, Callable[[], Engine]], engines: dict[str, E
         for role, opening in openings.items():
             engines[role] = opening()
         return
-    with ThreadPoolExecutor(len(openings)) as pool:
+    with ThreadPoolExecutor(max(1, len(openings))) as pool:
         futures = {role: pool.submit(opening) for role, opening in openings.items()}
+        try:
+            wait(futures.values())
+        except BaseException:  # Ctrl-C does not stop them: what they open is closed as it comes
+            for future in futures.values():
+                future.add_done_callback(_close_opened)
+            raise
     engines |= {role: future.result() for role, future in futures.items() if future.exception() is None}
     for future in futures.values():
         future.result()
+
+
+def _close_opened(future: Future[Engine]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        future.result().close()
 
 
 def _of_family(family: Any, parts: Parts, bundle: Bundle) -> Any:

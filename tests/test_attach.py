@@ -323,6 +323,8 @@ def test_combined_pipelines_run_attached_and_get_everything_back(tmp_path: Path)
     with pytest.raises(InputError, match="has no denoiser"):
         ingot.attach(pipe, bundle, components=["denoiser"])
     assert pipe.decoder_pipe.unet is pipe.unet is not unet
+    with pytest.raises(InputError, match="cannot be attached while the KandinskyV22CombinedPipeline around it"):
+        ingot.attach(pipe.decoder_pipe, bundle)
     ingot.detach(pipe)
     assert pipe.unet is unet
     assert (vars(pipe.prior_pipe), vars(pipe.decoder_pipe)) == (prior, decoder)

@@ -323,6 +323,13 @@ def test_latents_changed_half_way_are_another_picture(pipe: Any) -> None:
         found = ours(pipe, **call, cache_schedule=[0])
     assert [role for role, _ in seen] == ["_full", "_shallow", "_shallow", "_full", "_shallow", "_shallow"]
     np.testing.assert_array_equal(found, ours(pipe, **call, cache_schedule=[0, 3]))
+
+    def overwritten(_: Any, step: int, __: float, given: dict[str, Any]) -> dict[str, Any]:
+        given["latents"][...] = given["latents"][..., ::-1].copy() if step == 2 else given["latents"]
+        return {}
+
+    in_place = {**CALL, "callback_on_step_end": overwritten}
+    np.testing.assert_array_equal(found, ours(pipe, **in_place, cache_schedule=[0]))
     with counted(pipe) as seen:  # what is only looked at, or handed back as it was, changes nothing
         ours(pipe, **CALL, cache_schedule=[0], callback_on_step_end=lambda *given: given[-1])
     assert [role for role, _ in seen] == ["_full", *["_shallow"] * 5]

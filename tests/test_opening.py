@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 import ingot
+from ingot.runtimes import load
 from ingot.runtimes.engines import Engine, onnx
 from ingot.runtimes.errors import EngineError
 from ingot.runtimes.load import _open_all
@@ -92,6 +93,7 @@ import ingot.runtimes.engines.openvino
 import openvino
 assert "openvino.tools.ovc" not in sys.modules
 assert not hasattr(openvino, "no_such_name")
+assert openvino.tools.ovc.convert_model
 from openvino import convert_model
 assert convert_model is sys.modules["openvino.tools.ovc"].convert_model
 """
@@ -107,3 +109,21 @@ assert "convert_model" in vars(openvino) and "__getattr__" not in vars(openvino)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_is_opened_after_an_interrupt_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads go on opening when the caller is told to stop."""
+    closed: list[str] = []
+
+    class Closing(Opened):
+        def close(self) -> None:
+            closed.append("one")
+
+    def interrupted(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(load, "wait", interrupted)
+    engines: dict[str, Engine] = {}
+    with pytest.raises(KeyboardInterrupt):
+        _open_all({"unet": Closing, "vae_decoder": Closing}, engines, together=True)
+    assert (engines, closed) == ({}, ["one", "one"])

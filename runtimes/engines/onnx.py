@@ -254,7 +254,7 @@ def _options(threads: int | None, arena: bool, on_cpu: bool) -> ort.SessionOptio
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = arena
-    if on_cpu:
+    if on_cpu and arena:
         # Measured with 1.31.1 (benchmarks/README.md). Where shapes have names, finding tensors that could share memory
         # beforehand takes more than half of the time that opening takes, and the arena finds as much while it runs. The
         # pattern of a run is one block for all tensors, beside what the arena holds of the run that it was learnt from.

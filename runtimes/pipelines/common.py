@@ -98,6 +98,10 @@ class Engines:
             if denoising is not None:  # what DeepCache keeps is of the old weights
                 denoising.weights = object()
 
+    def forget_prompts(self) -> None:
+        """Drop the embeddings that are kept of earlier prompts: the next call encodes its own again."""
+        self._forget()
+
     def _forget(self) -> None:
         """Drop what was kept of the engines' answers: their weights have changed."""
 
@@ -189,7 +193,7 @@ def check_array(name: str, value: object) -> Array:
     """An array of numbers. Raises InputError for what is none."""
     try:
         array = np.asarray(value)
-    except ValueError:  # rows of several lengths
+    except (TypeError, ValueError, RuntimeError):  # rows of several lengths; torch's tensors that NumPy has no kind for
         array = np.asarray(None)
     if array.dtype.kind not in "biuf":
         raise InputError(f"{name} must be an array of numbers, not {type(value).__name__}")

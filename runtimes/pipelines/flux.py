@@ -143,10 +143,10 @@ class Flux(Flow):
         return Conditions(positive, negative)
 
     def _given(self, call: FluxCall, embeds: Any, pooled: Any) -> Condition:
-        others = {POOLED: np.asarray(pooled)}
+        others = {POOLED: np.asarray(pooled, np.float32)}
         if self._told:
             others[GUIDANCE] = np.full(len(embeds), call.guidance_scale, np.float32)
-        return Condition(np.asarray(embeds), others)
+        return Condition(np.asarray(embeds, np.float32), others)
 
     def _forget(self) -> None:
         self._clip.forget()

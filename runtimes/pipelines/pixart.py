@@ -89,7 +89,7 @@ class PixArt(LatentDiffusion):
         if RESOLUTION in self._inputs:
             rows = np.ones((len(embeds), 1), np.float32)
             others |= {RESOLUTION: rows * np.array(size, np.float32), ASPECT: rows * np.float32(size[0] / size[1])}
-        return Condition(np.asarray(embeds), others)
+        return Condition(np.asarray(embeds, np.float32), others)
 
     def _forget(self) -> None:
         self._prompts.forget()

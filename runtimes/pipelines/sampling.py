@@ -6,6 +6,8 @@ import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
 from ..schedulers import Scheduler
 from .call import Run
 from .common import Array, Generators, State, check_count, check_number
@@ -29,14 +31,14 @@ def sample(
     state: State, scheduler: Scheduler, start: Start, generators: Generators, eta: float, predict: Predict
 ) -> Iterator[State]:
     """Yield the one `state` after every step."""
-    ended = state.latents
+    ended = state.latents.copy()
     for i, t in enumerate(scheduler.timesteps[start.begin : start.end]):
-        state.changed = state.latents is not ended
+        state.changed = not np.array_equal(state.latents, ended, equal_nan=True)
         answer = predict(i, scheduler.scale_model_input(state.latents, t), float(t))
         stepped = scheduler.step(answer, t, state.latents, generator=generators, eta=eta)
         state.step, state.timestep = i, float(t)
         state.latents, state.denoised = stepped.prev_sample, stepped.denoised
         if start.blend is not None:
             state.latents = start.blend(i, state.latents)
-        ended = state.latents
+        ended = state.latents.copy()  # the caller may write into them
         yield state

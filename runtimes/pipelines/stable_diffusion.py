@@ -47,12 +47,14 @@ class StableDiffusion(LatentDiffusion):
 
         def positive() -> Condition:
             return Condition(
-                np.asarray(call.prompt_embeds) if texts is None else self.encode_prompt(texts, reading), {}
+                np.asarray(call.prompt_embeds, np.float32) if texts is None else self.encode_prompt(texts, reading), {}
             )
 
         def negative(_: Condition) -> Condition:
             given = call.negative_prompt_embeds
-            return Condition(self.encode_prompt(negatives, plain) if given is None else np.asarray(given), {})
+            return Condition(
+                self.encode_prompt(negatives, plain) if given is None else np.asarray(given, np.float32), {}
+            )
 
         return Conditions(positive, negative)
 

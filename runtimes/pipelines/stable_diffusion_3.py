@@ -123,7 +123,7 @@ def _each(call: SD3Call, name: str, first: list[str]) -> Texts:
 
 
 def _given(embeds: Any, pooled: Any) -> Condition:
-    return Condition(np.asarray(embeds), {POOLED: np.asarray(pooled)})
+    return Condition(np.asarray(embeds, np.float32), {POOLED: np.asarray(pooled, np.float32)})
 
 
 PIPELINE = StableDiffusion3
