@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 PEERS := .venv-peers
 
-.PHONY: dev peers bench-env format lint types test check demo bench vendor wheel clean
+.PHONY: dev report peers bench-env format lint types test check demo bench vendor wheel clean
 
 dev: $(STAMP)
 
@@ -63,6 +63,15 @@ bench: $(STAMP)
 # what draws a report's plots: pinned, hashed, and in the repository already
 vendor: $(STAMP)
 	$(BIN)/python -m ingot.benchmarks.harness.vendor
+
+# The report of this machine that the README links: Shapes on Ingot's engines beside the peers. Takes some ten minutes.
+REPORT := docs/report
+report: $(STAMP) bench-env
+	test -d out/report-bundle || $(BIN)/ingot export shapes -o out/report-bundle --to onnx,openvino
+	$(BIN)/ingot inspect out/report-bundle | grep -q int8-static || $(BIN)/ingot quantize out/report-bundle --scheme int8-static --calibrate benchmarks/prompts.txt
+	$(BIN)/ingot bench out/report-bundle --baseline diffusers,optimum-onnx,optimum-intel,openvino-genai --guidance-scale 4 \
+	    --steps 20 --rounds 5 --title "Shapes on two cores" --overwrite --output $(REPORT)
+	rm -rf $(REPORT)/work
 
 wheel: $(STAMP)
 	rm -rf dist build/lib build/bdist* && $(BIN)/python -m build --wheel

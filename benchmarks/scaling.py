@@ -17,6 +17,7 @@ import ingot
 from .harness.summary import Line, summarize
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73")  # Okabe & Ito 2008: told apart by the colour-blind
+AXES = ("sizes", "batch", "threads", "steps")
 WIDTH, HEIGHT, MARGIN = 520, 320, 60
 Curve = list[tuple[float, float]]
 
@@ -28,7 +29,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--engine", default="onnx")
     parser.add_argument("--precision")
-    parser.add_argument("--axes", nargs="+", default=["sizes", "batch", "threads", "steps"])
+    parser.add_argument("--axes", nargs="+", choices=AXES, default=AXES)
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 384, 512, 768, 1024])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])

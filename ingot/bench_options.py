@@ -91,6 +91,10 @@ def _add_measuring(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--timeout", type=float, default=TIMEOUT, metavar="S", help="seconds that a process may take (default: 3600)"
     )
+    command.add_argument(
+        "--device", default="cpu", metavar="NAME",
+        help="where Ingot and diffusers run, such as cuda; the other baselines run on cpu alone (default: cpu)",
+    )  # fmt: skip
     command.add_argument("--title", default="", metavar="TEXT", help="the report's title")
     command.add_argument(
         "--environments",
@@ -110,7 +114,7 @@ def _add_measuring(command: argparse.ArgumentParser) -> None:
         metavar="REPORT",
         help="the folder to make: report.json, .csv, .md, .html, pictures",
     )
-    command.add_argument("--overwrite", action="store_true", help="replace such a folder")
+    command.add_argument("--overwrite", action="store_true", help="replace the report in such a folder")
     command.add_argument("--quiet", action="store_true", help="no line for each process")
 
 
@@ -153,9 +157,9 @@ def _measure(options: argparse.Namespace) -> int:
     from ingot.benchmarks.harness import run, summary, tables
 
     named = (
-        "engines", "schemes", "sizes", "batch", "steps", "threads", "guidance_scale", "scheduler", "seed", "baseline", "model",
-        "contestant", "reference", "prompts", "rounds", "calls", "timeout", "title", "environments", "work", "clip", "fid", "output",
-        "overwrite",
+        "engines", "schemes", "sizes", "batch", "steps", "threads", "guidance_scale", "scheduler", "seed", "baseline",
+        "model", "contestant", "reference", "prompts", "rounds", "calls", "timeout", "device", "title", "environments", "work", "clip",
+        "fid", "output", "overwrite",
     )  # fmt: skip
     given = {name: getattr(options, name) for name in named}
     report = run.bench(

@@ -246,3 +246,19 @@ def test_thresholds_as_they_are_typed() -> None:
     for wrong in ("five", "-5%", "nan", "inf", ""):
         with pytest.raises(InputError, match=r"a share is needed, such as 5% or 0\.05"):
             read_thresholds(wrong)
+
+
+def test_first_calls_are_not_held_against_later_ones() -> None:
+    slow, fast = (
+        row([9.0, 9.1, 9.2], quality=Quality(reference="x", psnr_db=10.0)),
+        row(quality=Quality(reference="x", psnr_db=40.0)),
+    )
+    found = compare(report(fast, calls=3), report(slow, calls=0))
+    assert "0 calls after the first, was 3: pictures of other prompts and seeds" in found.warnings
+    assert found.notes == ["not compared: time, energy and quality, of first calls alone in one of the two"]
+    compared = {change.metric for change in found.changes}
+    assert {"cold start", "artifact size"} <= compared
+    assert not {"seconds per picture", "seconds per step", "PSNR"} & compared
+    both = compare(report(fast, calls=3), report(slow, calls=2))
+    assert both.warnings == ["2 calls after the first, was 3: pictures of other prompts and seeds"]
+    assert {"seconds per picture", "PSNR"} <= {change.metric for change in both.regressions}

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,11 +104,16 @@ def test_an_export_that_breaks_leaves_nothing_and_says_why(python: Path, tmp_pat
 
 def test_an_export_without_its_record_is_not_taken_for_whole(python: Path, tmp_path: Path) -> None:
     first = prepare.prepared("optimum-onnx", "shapes", tmp_path, python)
-    first.path.with_name(f"{first.path.name}.json").unlink()
+    record = first.path.with_name(f"{first.path.name}.json")
+    record.unlink()
     (first.path / "weights.bin").write_bytes(b"half")
     again = prepare.prepared("optimum-onnx", "shapes", tmp_path, python)
     assert (again.path / "weights.bin").stat().st_size == 1000
     assert len(calls(python)) == 2
+    for broken in ("{", "[]", '{"seconds": 1}'):  # a disk that was full, another program
+        record.write_text(broken)
+        assert prepare.prepared("optimum-onnx", "shapes", tmp_path, python).path == first.path
+    assert len(calls(python)) == 5
 
 
 def test_what_older_transformers_would_misread_is_mended(tmp_path: Path) -> None:
@@ -225,6 +233,25 @@ def test_an_installation_that_fails_is_told_and_not_whole(tmp_path: Path, monkey
         environments.make("diffusers", tmp_path)
     with pytest.raises(InputError, match="to make it"):
         environments.python_of("diffusers", tmp_path)
+
+
+def test_what_a_watched_command_started_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    child = tmp_path / "child"
+
+    def interrupted(self: Any) -> None:  # noqa: ARG001  # as after Ctrl-C
+        while not (child.exists() and child.read_text().endswith("\n")):
+            time.sleep(0.05)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        watched(["sh", "-c", f"sleep 600 & echo $! > {child}; wait"])
+    status = Path("/proc", child.read_text().strip(), "stat")
+    for _ in range(600):
+        if not status.exists() or status.read_text().split()[2] == "Z":
+            return
+        time.sleep(0.1)
+    raise AssertionError("it runs on")
 
 
 def test_a_watched_command_tells_its_end() -> None:

@@ -13,12 +13,13 @@ import pytest
 
 from ingot.benchmarks.harness.compare import compare
 from ingot.benchmarks.harness.quality import judge, ssim
-from ingot.benchmarks.harness.record import Contestant, Job, Machine, Noise, Quality, Report, Row
+from ingot.benchmarks.harness.record import Contestant, Job, Machine, Noise, Quality, Report, Row, Run
 from ingot.benchmarks.harness.run import bench
 from ingot.runtimes.metrics import image_ssim
 from ingot.shapes import MODEL_DIR, all_scenes, draw
 
 SCENES = all_scenes()[5::1000]
+A_RUN = Run(round=1, import_s=1, open_s=1, first_step_s=1, first_image_s=1, cold_start_s=3)
 
 
 def report(*names: str, prompts: tuple[str, ...] = ("a cat", "a dog"), model: str = "bundle") -> Report:
@@ -32,7 +33,7 @@ def report(*names: str, prompts: tuple[str, ...] = ("a cat", "a dog"), model: st
     return Report(
         ingot="", command="", began="", seconds=0.0, title="", machine=machine, noise=quiet, rounds=1, reference=names[0],
         jobs=[job], contestants=[Contestant(name=name, kind="ingot", model=model) for name in names],
-        rows=[Row(contestant=name, job=0) for name in names],
+        rows=[Row(contestant=name, job=0, runs=[A_RUN]) for name in names],
     )  # fmt: skip
 
 
@@ -73,7 +74,7 @@ def test_a_damaged_contestant_is_worse_by_the_numbers_that_were_put_in(tmp_path:
 def test_each_job_is_held_against_its_own_reference(tmp_path: Path) -> None:
     made = report("a", "b")
     jobs = [made.jobs[0], msgspec.structs.replace(made.jobs[0], steps=9)]
-    rows = [*made.rows, *(Row(contestant=name, job=1) for name in ("a", "b"))]
+    rows = [*made.rows, *(Row(contestant=name, job=1, runs=[A_RUN]) for name in ("a", "b"))]
     for row, seed in enumerate((0, 0, 1, 2)):
         keep(tmp_path, row, noise(seed))
     found = judge(msgspec.structs.replace(made, jobs=jobs, rows=rows), tmp_path).rows

@@ -49,7 +49,7 @@ def test_a_recipe_is_pairs_whose_values_are_json_or_text(text: str, name: str, s
 def test_each_engine_and_precision_is_a_contestant_by_default(tiny_bundle: Path) -> None:
     asked = request.make([tiny_bundle])
     assert [(one.name, one.options) for one in asked.contestants] == [
-        ("onnx float32", {"engine": "onnx", "precision": "float32"})
+        ("onnx float32", {"engine": "onnx", "precision": "float32", "device": "cpu"})
     ]
     assert asked.reference == "onnx float32"
     assert asked.latents == (4, ingot.load(tiny_bundle).vae_scale_factor)
@@ -66,7 +66,7 @@ def test_the_jobs_defaults_are_the_models_own(tiny_bundle: Path) -> None:
 def test_a_recipe_is_sorted_into_loading_and_calling(tiny_bundle: Path) -> None:
     recipes = ["r: precision=float32, arena=false, guidance_end=0.5, tile=32"]
     (one,) = request.make([tiny_bundle], contestant=recipes).contestants
-    assert one.options == {"engine": "onnx", "precision": "float32", "arena": False, "tile": 32}
+    assert one.options == {"engine": "onnx", "precision": "float32", "arena": False, "tile": 32, "device": "cpu"}
     assert one.call == {"guidance_end": 0.5}
 
 
@@ -97,7 +97,7 @@ def test_diffusers_is_the_reference_and_runs_what_the_bundle_was_made_from(tiny_
 REFUSED: list[tuple[dict[str, Any], type[IngotError], str]] = [
     ({"engines": ["onyx"]}, InputError, "unknown engine 'onyx'; available: coreml, onnx, openvino"),
     ({"engines": ["openvino"]}, InputError, "has no graphs for openvino; it has: onnx float32.*ingot add .* --to openvino"),
-    ({"schemes": ["int8-static"]}, InputError, "has no int8-static; it has onnx: float32"),
+    ({"schemes": ["int8-static"]}, InputError, "there is no int8-static; there is .* for onnx: float32"),
     ({"sizes": [(64, 71)]}, InputError, "--sizes 64x71: width 71 is not a multiple of 2; 70 would do"),
     ({"batch": [0]}, InputError, "--batch: 0 was given; whole numbers of at least 1 are needed"),
     ({"steps": [20, -1]}, InputError, "--steps: -1 was given"),
@@ -118,13 +118,19 @@ REFUSED: list[tuple[dict[str, Any], type[IngotError], str]] = [
     ({"contestant": ["x: wonder=1"]}, InputError, "nothing takes wonder; loading takes bundle.* a call takes .*cache_interval"),
     ({"contestant": ["x: engine=onyx"]}, InputError, "unknown engine 'onyx'"),
     ({"contestant": ["x: precision=int4"]}, InputError, "has no graphs for int4; it has: onnx float32"),
-    ({"contestant": ["x: threads=many"]}, InputError, "threads='many'"),
+    ({"contestant": ["x: arena=many"]}, InputError, "arena='many'"),
+    ({"contestant": ["x: threads=2"]}, InputError, "threads: every contestant gets the same"),
+    ({"contestant": ["x: kind=optimum-onnx, weights=fp16"]}, InputError, "weights 'fp16' for optimum-onnx; there are fp32"),
+    ({"baseline": ["openvino-genai"], "environments": "/nowhere"}, InputError, "openvino-genai reads what optimum-intel exports, and"),
+    ({"baseline": ["optimum-intel"], "device": "cuda"}, InputError, "--device cuda: the baseline optimum-intel is run on cpu only"),
+    ({"device": "moon"}, EngineError, "onnx has no device moon here; it has .*cpu"),
+    ({"contestant": ["x: device=moon"]}, EngineError, "onnx has no device moon here"),
     ({"contestant": ["x: height=64"]}, InputError, "height: every contestant gets the same"),
     ({"contestant": ["x: cache_interval=3"]}, InputError, "need DeepCache's unet_shallow, which .* does not have"),
     ({"contestant": ["x: vae=/nowhere"]}, BundleError, "/nowhere is no bundle"),
     ({"contestant": ["x: bundle=other"]}, InputError, "bundle=other is none of those that were given"),
     ({"contestant": ["x:", "x:"]}, InputError, "two contestants are named 'x'"),
-    ({"contestant": ["x: kind=diffusers, wonder=1"]}, InputError, "diffusers has no option wonder; it has dtype"),
+    ({"contestant": ["x: kind=diffusers, wonder=1"]}, InputError, "diffusers has no option wonder; it has device, dtype"),
     ({"clip": "/nowhere"}, InputError, "--clip"),
 ]  # fmt: skip
 
@@ -139,7 +145,7 @@ def test_what_cannot_be_is_refused_before_anything_runs(
 
 
 def test_an_engine_that_cannot_run_here_is_named_with_why(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grid, "absent", lambda name: f"the engine {name} needs a moon")
+    monkeypatch.setattr(grid, "absent", lambda name, _: f"the engine {name} needs a moon")
     with pytest.raises(EngineError, match=r"--engines onnx: the engine onnx needs a moon"):
         request.make([tiny_bundle], engines=["onnx"])
     with pytest.raises(EngineError, match=r"nothing here runs .*: onnx: the engine onnx needs a moon"):

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ingot import InputError
 from ingot.benchmarks.harness import quality as qualities
 from ingot.benchmarks.harness.quality import judge
-from ingot.benchmarks.harness.scorers import check_scorers, clip_scorer, fid_scorer
+from ingot.benchmarks.harness.scorers import CLIP_MODULE, check_scorers, clip_scorer, fid_scorer
 
 from .test_bench_quality import keep, noise, report
 
@@ -132,7 +133,15 @@ def test_without_torchmetrics_the_extra_is_named(tmp_path: Path, monkeypatch: py
 
 
 def test_bad_folders_say_what_to_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("torchmetrics", "torchvision", "torch_fidelity", "transformers"):
+    imported = [
+        "torchmetrics",
+        "torchmetrics.multimodal",
+        "torchmetrics.image.fid",
+        "torchvision",
+        "torch_fidelity",
+        CLIP_MODULE,
+    ]
+    for name in [*imported, "transformers"]:
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     with pytest.raises(InputError, match=r"a folder is needed as transformers' CLIPModel and CLIPProcessor save it"):
         check_scorers(tmp_path, None)
@@ -144,6 +153,9 @@ def test_bad_folders_say_what_to_give(tmp_path: Path, monkeypatch: pytest.Monkey
         check_scorers(tmp_path, None)
     for name in ("preprocessor_config.json", "tokenizer_config.json"):
         (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError, match=r"has no weights: model\*.safetensors or pytorch_model\*.bin"):
+        check_scorers(tmp_path, None)
+    (tmp_path / "model.safetensors").touch()
     check_scorers(tmp_path, None)
     for given, said in (
         (f"{tmp_path}/nowhere:w.pth", "nowhere is no folder; FOLDER_OF_REAL_PICTURES:WEIGHTS is needed"),
@@ -159,6 +171,9 @@ def test_bad_folders_say_what_to_give(tmp_path: Path, monkeypatch: pytest.Monkey
         with pytest.raises(InputError, match=r"needs Inception's weights as a local file.*pt_inception-2015-12-05"):
             check_scorers(None, given)
     (tmp_path / "w.pth").write_bytes(b"")
+    with pytest.raises(InputError, match=r"w.pth holds no plain weights of pt_inception"):
+        check_scorers(None, f"{tmp_path}:{tmp_path}/w.pth")
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "w.pth")
     check_scorers(None, f"{tmp_path}:{tmp_path}/w.pth")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 DENOISERS = ("unet", "unet_shallow", "transformer")
@@ -16,11 +17,12 @@ class Clock:
     def __init__(self) -> None:
         self.spans: list[tuple[str, float, float]] = []  # seconds from the call's beginning
         self.steps: list[float] = []  # where each step ended
+        self.turns = 1  # pictures that were made one after the other, all steps of one before the next
         self.began = time.monotonic()
 
     def begin(self) -> None:
         """Forget the last call."""
-        self.spans, self.steps = [], []
+        self.spans, self.steps, self.turns = [], [], 1
         self.began = time.monotonic()
 
     def now(self) -> float:
@@ -56,21 +58,30 @@ class Clock:
         return found
 
     def step_seconds(self) -> float | None:
-        """The mean step but the first, which has the prompts' encoding in it; a single one whole. None without steps."""
-        if len(self.steps) < 2:
-            return self.steps[0] if self.steps else None
-        return (self.steps[-1] - self.steps[0]) / (len(self.steps) - 1)
+        """The mean step but the first, which has the prompts' encoding in it; a single one whole. None without steps.
+        A step is of all pictures: where they are made in turn, the sum over them."""
+        turns = self._by_turn()
+        if len(turns[0]) < 2:
+            return self.steps[0] if self.steps and self.turns == 1 else None
+        return sum((steps[-1] - steps[0]) / (len(steps) - 1) for steps in turns)
 
     def host_seconds(self) -> float | None:
         """The median over the steps but the first: what a step takes outside the denoiser. None where it cannot be told."""
         denoised = [(start, end) for role, start, end in self.spans if role in DENOISERS]
-        if len(self.steps) < 2 or not denoised:
+        turns = self._by_turn()
+        if len(turns[0]) < 2 or not denoised:
             return None
-        outside = []
-        for before, after in zip(self.steps, self.steps[1:], strict=False):
-            inside = sum(
-                min(end, after) - max(start, before) for start, end in denoised if start < after and end > before
-            )
-            outside.append(after - before - inside)
+        outside = [0.0] * (len(turns[0]) - 1)
+        for steps in turns:
+            for i, (before, after) in enumerate(pairwise(steps)):
+                inside = sum(
+                    min(end, after) - max(start, before) for start, end in denoised if start < after and end > before
+                )
+                outside[i] += after - before - inside
         outside.sort()
         return (outside[len(outside) // 2] + outside[(len(outside) - 1) // 2]) / 2
+
+    def _by_turn(self) -> list[list[float]]:
+        """Where the steps of each turn ended, as many of each."""
+        count = len(self.steps) // self.turns
+        return [self.steps[i * count : (i + 1) * count] for i in range(self.turns)]

@@ -37,6 +37,7 @@ class Loop:
 
         def after_step(_pipe: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             self._latents = tensors["latents"]
+            synchronize(task)
             on_step()
             return {}
 
@@ -75,15 +76,38 @@ def prepare(pipe: Any, task: Task, clock: Clock) -> None:
 
     pipe.scheduler = getattr(diffusers, task.scheduler).from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
-    timed(pipe.scheduler, "step", "scheduler", clock)
-    timed(pipe.unet, "forward", "unet", clock)
-    timed(pipe.vae, "decode", "vae_decoder", clock)
+    timed(pipe.scheduler, "step", "scheduler", clock, task)
+    timed(pipe.unet, "forward", "unet", clock, task)
+    timed(pipe.vae, "decode", "vae_decoder", clock, task)
     for name in ("text_encoder", "text_encoder_2"):
         if getattr(pipe, name, None) is not None:
-            timed(getattr(pipe, name), "forward", "text_encoder", clock)
+            timed(getattr(pipe, name), "forward", "text_encoder", clock, task)
 
 
-def timed(owner: Any, method: str, role: str, clock: Clock) -> None:
-    """Have the clock count a method. Its signature stays: pipelines ask `scheduler.step` and `unet.forward` for theirs."""
+def timed(owner: Any, method: str, role: str, clock: Clock, task: Task) -> None:
+    """Have the clock count a method, until its device is done too. Its signature stays: pipelines ask `scheduler.step` and
+    `unet.forward` for theirs."""
     function = getattr(owner, method)
-    setattr(owner, method, functools.wraps(function)(clock.wrap(role, function)))
+
+    def done(*args: Any, **kwargs: Any) -> Any:
+        found = function(*args, **kwargs)
+        synchronize(task)
+        return found
+
+    counted = clock.wrap(role, done)
+
+    @functools.wraps(function)
+    def begun(*args: Any, **kwargs: Any) -> Any:
+        synchronize(task)
+        return counted(*args, **kwargs)
+
+    setattr(owner, method, begun)
+
+
+def synchronize(task: Task) -> None:
+    """Wait until a device other than the processor has done what it was given: calls to it return before."""
+    kind = str(task.options.get("device", "cpu")).partition(":")[0]
+    if kind != "cpu":
+        import torch
+
+        getattr(torch, kind).synchronize()

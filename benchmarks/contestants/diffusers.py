@@ -1,4 +1,4 @@
-"""diffusers on torch, as its quickstart runs it. Options: dtype = float32 | bfloat16 | float16."""
+"""diffusers on torch, as its quickstart runs it. Options: dtype = float32 | bfloat16 | float16; device, torch's name of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ._diffusers_loop import Loop, check, prepare
 from .measure import Clock, Task
 
 PACKAGES = ("diffusers", "transformers", "torch", "accelerate")
-OPTIONS = ("dtype",)
+OPTIONS = ("dtype", "device")
 TYPES = ("float32", "bfloat16", "float16")
 
 
@@ -20,7 +20,7 @@ def load_libraries() -> None:
 
 
 def open_model(task: Task, clock: Clock) -> Loop:
-    """The checkpoint on the processor."""
+    """The checkpoint on its device, the processor where none is named."""
     pipe, notes = loaded(task, check(task, OPTIONS))
     prepare(pipe, task, clock)
     return Loop(pipe, task, files(pipe, task.model), notes)
@@ -39,7 +39,9 @@ def loaded(task: Task, pipeline: str) -> tuple[Any, list[str]]:
     pipe = DiffusionPipeline.from_pretrained(
         task.model, torch_dtype=getattr(torch, name), local_files_only=True, **unchecked
     )
-    return pipe, [] if name == "float32" else [f"weights and sums in {name}"]
+    device = str(task.options.get("device", "cpu"))
+    notes = [] if name == "float32" else [f"weights and sums in {name}"]
+    return pipe.to(device), notes if device == "cpu" else [*notes, f"on the device {device}"]
 
 
 def files(pipe: Any, model: str) -> list[str]:

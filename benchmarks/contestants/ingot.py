@@ -63,7 +63,7 @@ class OpenedBundle:
         self.notes: list[str] = []
         self.latents: NDArray[np.float32] | None = None
         self.files: list[str] = []
-        options = {"safety_checker": None, **task.options}
+        options = {"safety_checker": None, "device": "cpu", **task.options}
         tile = options.pop(TILE, None)
         _note_files(self.files)
         if (engine := options.get("engine")) and "threads" not in _taken(engine):
@@ -77,10 +77,11 @@ class OpenedBundle:
             self.pipe.enable_vae_tiling(tile)
         self._set_scheduler(task.scheduler)
         for role, opened in self.pipe.engines.items():
-            opened.run = clock.wrap(role, opened.run)
+            opened.run = clock.wrap("text_encoder" if role.startswith("text_encoder") else role, opened.run)
         # of the class: a call copies its scheduler, and a function on the copy would be the original's
         kind: Any = type(self.pipe.scheduler)
         kind.step = clock.wrap("scheduler", kind.step)
+        self.notes += [*_device(self.pipe), *_precision(self.pipe, task)]
         self._call = {**_asked(task, self.pipe), **task.call}
         if self._has_preview():
             self.preview = self._preview
@@ -93,6 +94,7 @@ class OpenedBundle:
             on_step()
             return {}
 
+        self.pipe.forget_prompts()  # as the others, which encode a prompt at each call
         made = self.pipe(prompts, seed=seeds, progress=False, callback_on_step_end=ended, **self._call)
         return np.stack([np.asarray(picture) for picture in made.images])
 
@@ -118,6 +120,23 @@ def _asked(task: Task, pipe: Any) -> dict[str, Any]:
     }  # fmt: skip
     known = inspect.signature(pipe.call_type).parameters
     return {name: value for name, value in asked.items() if name in known}
+
+
+def _device(pipe: Any) -> list[str]:
+    """A note where it is not the processor."""
+    used = str(pipe.choice.device or "cpu") if pipe.choice else "cpu"
+    return [] if used == "cpu" else [f"on the device {used}"]
+
+
+def _precision(pipe: Any, task: Task) -> list[str]:
+    """A note where OpenVINO does the denoiser's sums below float32: by itself it does so on processors that are made for it."""
+    denoiser = next((pipe.engines[role] for role in ("unet", "transformer") if role in pipe.engines), None)
+    compiled = getattr(denoiser, "_compiled", None)
+    if compiled is None or not hasattr(compiled, "get_property"):  # another engine
+        return []
+    chosen = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    who = "asked for" if "inference_precision" in task.options else "OpenVINO's own choice for this device"
+    return [] if chosen == "f32" else [f"sums in {chosen}: {who}"]
 
 
 def _taken(engine: str) -> set[str]:

@@ -104,14 +104,17 @@ def main() -> None:
     stage("the opening of the model")
     clock = Clock()
     opened: Opened = module.open_model(task, clock)
-    result = {"import_s": imported - task.spawned, "open_s": time.monotonic() - imported}
-    result |= measured(task, clock, opened, folder, stage)
+    opening = {"import_s": imported - task.spawned, "open_s": time.monotonic() - imported}
+    result = measured(task, clock, opened, folder, stage)
+    # at once: what comes now costs no figure where the process dies of it
+    _write(folder, {**opening, **result, "notes": list(opened.notes)})
+    if task.calls:
+        stage("the first preview")
+        result["first_preview_s"] = first_preview(task, clock, opened)
     if task.describe:
         stage("the description of its installation")
         result |= described(module, opened)
-    partial = folder / "result.json.part"
-    partial.write_text(json.dumps(result), encoding="utf-8")
-    partial.rename(folder / "result.json")
+    _write(folder, {**opening, **result})
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # all is written: what an engine does while it is torn down is no part of it
@@ -192,9 +195,6 @@ def measured(task: Task, clock: Clock, opened: Opened, folder: Path, stage: Stag
     kept = [one for one in latents if one is not None]
     if len(kept) == len(latents):
         _save(folder, "latents", np.concatenate(kept))
-    if task.calls:
-        stage("the first preview")
-        result["first_preview_s"] = _first_preview(task, clock, opened)
     return result
 
 
@@ -209,7 +209,7 @@ def _called(task: Task, clock: Clock, opened: Opened, number: int) -> NDArray[np
     return made
 
 
-def _first_preview(task: Task, clock: Clock, opened: Opened) -> float | None:
+def first_preview(task: Task, clock: Clock, opened: Opened) -> float | None:
     """Seconds from a call's beginning to its first preview, or to the end of its first step; the rest is not run."""
     found: list[float] = []
 
@@ -229,6 +229,12 @@ def _first_preview(task: Task, clock: Clock, opened: Opened) -> float | None:
         if not found:
             opened.notes.append(f"no preview: {error}")
     return found[0] if found else None
+
+
+def _write(folder: Path, result: dict[str, Any]) -> None:
+    partial = folder / "result.json.part"
+    partial.write_text(json.dumps(result), encoding="utf-8")
+    partial.rename(folder / "result.json")
 
 
 def _save(folder: Path, name: str, array: NDArray[Any]) -> None:

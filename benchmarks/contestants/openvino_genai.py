@@ -82,6 +82,7 @@ class Text2Image:
         if note not in self.notes:
             self.notes.append(note)
         made, latents = [], []
+        self._clock.turns = len(prompts)
         for prompt, seed in zip(prompts, seeds, strict=True):
             made.append(self._generated(prompt, [seed], on_step))
             latents.append(self.latents)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import subprocess
 import threading
 import time
@@ -29,20 +32,29 @@ def watched(command: Sequence[str], environment: Mapping[str, str] | None = None
     began, used = time.monotonic(), _processor_s()
     process = subprocess.Popen(
         list(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        errors="replace", env=None if environment is None else dict(environment),
+        errors="replace", env=None if environment is None else dict(environment), start_new_session=True,
     )  # fmt: skip
     done, marks = threading.Event(), [0.0]
     sampler = threading.Thread(target=_sample, args=(process.pid, done, marks), daemon=True)
     sampler.start()
     try:
         output, _ = process.communicate()
-    except BaseException:  # a key: the export goes with us
-        process.kill()
+    except BaseException:  # a key: the export goes with us, and all that it started
+        _kill(process)
         raise
     finally:
         done.set()
         sampler.join()
     return Watched(process.returncode, output, time.monotonic() - began, max(marks), _processor_s() - used)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    else:  # Windows
+        process.kill()
+    process.wait()
 
 
 def _processor_s() -> float:

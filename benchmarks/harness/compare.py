@@ -17,6 +17,9 @@ from .figures import IMPROVEMENT, METRICS, NEW, NOISE, REGRESSION, SILENT, THRES
 from .reading import read_report, require_schema
 from .record import Job, Machine, Report, Row
 
+_OF_CALLS = {
+    "seconds per picture", "seconds per step", "energy per call", "PSNR", "SSIM", "latents' SQNR", "checker", "CLIP score", "FID",
+}  # fmt: skip
 FINE, WORSE, CANNOT = 0, 1, 2  # exit codes
 
 
@@ -28,6 +31,7 @@ def compare(old: Report, new: Report, threshold: float | Mapping[str, float] = T
     or fails now is a regression, a failed one that runs now an improvement.
     """
     limits = dict(threshold) if isinstance(threshold, Mapping) else dict.fromkeys(METRICS, threshold)
+    limits = {name: limit for name, limit in limits.items() if name not in _OF_CALLS or _alike(old, new)}
     jobs = [job for job in old.jobs if job in new.jobs]
     before, after = _rows(old), _rows(new)
     changes: list[Change] = []
@@ -40,6 +44,11 @@ def compare(old: Report, new: Report, threshold: float | Mapping[str, float] = T
                 compared += 1
                 changes += _figures(name, job, _named(job, new.jobs), one, other, limits)
     return Comparison(warnings=_warnings(old, new), changes=changes, notes=_notes(old, new, jobs), compared=compared)
+
+
+def _alike(old: Report, new: Report) -> bool:
+    """Whether both have calls after the first, or neither: a first call is another thing, and so are its pictures alone."""
+    return bool(old.calls) == bool(new.calls)
 
 
 def _rows(report: Report) -> dict[tuple[str, Job], Row]:
@@ -91,6 +100,8 @@ def _warnings(old: Report, new: Report) -> list[str]:
             found.append(f"the {which} report is of a noisy machine{report.noise.why and ': '}{report.noise.why}")
     if old.reference != new.reference:
         found.append(f"quality is against {new.reference}, was against {old.reference}")
+    if old.calls != new.calls:
+        found.append(f"{new.calls} calls after the first, was {old.calls}: pictures of other prompts and seeds")
     before = {contestant.name: contestant for contestant in old.contestants}
     for contestant in new.contestants:
         other = before.get(contestant.name, contestant)
@@ -111,7 +122,9 @@ def _versions(old: Report, new: Report) -> list[str]:
 
 
 def _notes(old: Report, new: Report, jobs: Sequence[Job]) -> list[str]:
-    found = []
+    found = (
+        [] if _alike(old, new) else ["not compared: time, energy and quality, of first calls alone in one of the two"]
+    )
     for which, report, other in (("old", old, new), ("new", new, old)):
         for job in report.jobs:
             if job in jobs:

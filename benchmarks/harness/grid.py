@@ -23,9 +23,10 @@ from .. import contestants
 from .record import Contestant, Job
 
 INGOT = "ingot"
+CPU = "cpu"  # the device where none is named: all contestants can run there
 TILE = "tile"  # contestants/ingot.py's own
 _OF_JOB = {
-    "prompt", "height", "width", "num_inference_steps", "guidance_scale", "seed", "generator", "num_images_per_prompt",
+    "prompt", "height", "width", "threads", "num_inference_steps", "guidance_scale", "seed", "generator", "num_images_per_prompt",
 }  # fmt: skip
 _KEY = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)\s*=\s*")
 
@@ -65,38 +66,60 @@ def baselines() -> list[str]:
 
 
 def of_bundle(
-    bundle: Bundle, engines: Sequence[str] | None, schemes: Sequence[str] | None, prefix: str = ""
+    bundle: Bundle, engines: Sequence[str] | None, schemes: Sequence[str] | None, prefix: str = "", device: str = CPU
 ) -> list[Contestant]:
     """A contestant for each engine and precision of a bundle, or of those that are named.
 
-    Engines that cannot run here are left out where none is named. Raises InputError for an engine or a scheme that the
-    bundle lacks, EngineError for an engine that cannot run here.
+    Engines that cannot run here are left out where none is named. Raises InputError for an engine that the bundle lacks,
+    EngineError for an engine that cannot run here.
     """
     roles = required_roles(bundle)
     held = engines_of(bundle, roles)
     for name in engines or ():
         choose(bundle, roles, name)  # says what there is
-        if why := absent(name):
+        if why := absent(name, device):
             raise EngineError(f"--engines {name}: {why}")
-    names = list(engines) if engines else [name for name in held if absent(name) is None]
+    names = list(engines) if engines else [name for name in held if absent(name, device) is None]
     if not names:
-        raise EngineError(f"nothing here runs {bundle.path}: " + "; ".join(f"{n}: {absent(n)}" for n in held))
-    has = {name: precisions(bundle, name) for name in names}
-    known = {scheme for found in has.values() for scheme in found}
-    if missing := [scheme for scheme in schemes or () if scheme not in known]:
-        there = "; ".join(f"{name}: {', '.join(found)}" for name, found in has.items())
-        raise InputError(f"--schemes: {bundle.path} has no {', '.join(missing)}; it has {there}")
+        raise EngineError(f"nothing here runs {bundle.path}: " + "; ".join(f"{n}: {absent(n, device)}" for n in held))
     return [
         Contestant(
             name=f"{prefix}{name} {scheme}",
             kind=INGOT,
-            model=str(bundle.path),
-            options={"engine": name, "precision": scheme},
+            model=str(bundle.path.absolute()),
+            options={"engine": name, "precision": scheme, "device": device},
         )
         for name in names
-        for scheme in has[name]
+        for scheme in precisions(bundle, name)
         if schemes is None or scheme in schemes
     ]
+
+
+def check_schemes(bundles: Iterable[Bundle], engines: Sequence[str] | None, schemes: Sequence[str] | None) -> None:
+    """Raise InputError for a scheme that no bundle has, for any engine or for those that are named."""
+    has = {
+        f"{bundle.path} for {name}": precisions(bundle, name)
+        for bundle in bundles
+        for name in engines_of(bundle, required_roles(bundle))
+        if not engines or name in engines
+    }
+    known = {scheme for found in has.values() for scheme in found}
+    if missing := [scheme for scheme in schemes or () if scheme not in known]:
+        there = "; ".join(f"{where}: {', '.join(found)}" for where, found in has.items())
+        raise InputError(f"--schemes: there is no {', '.join(missing)}; there is {there}")
+
+
+def told_apart(paths: Sequence[str]) -> list[str]:
+    """The shortest end of each path by which it differs from the others; nothing where it is alone."""
+    if len(paths) < 2:
+        return [""] * len(paths)
+    ends = [Path(path).parts for path in paths]
+    deepest = max(len(end) for end in ends)
+    for depth in range(1, deepest + 1):
+        found = ["/".join(end[-depth:]) for end in ends]
+        if len(set(found)) == len(found):
+            return found
+    return list(paths)
 
 
 def precisions(bundle: Bundle, engine_name: str) -> list[str]:
@@ -122,12 +145,20 @@ def denoiser(bundle: Bundle) -> str:
     return found
 
 
-def absent(name: str) -> str | None:
-    """Why this machine cannot run an engine; None when it can."""
+def absent(name: str, device: str = "") -> str | None:
+    """Why this machine cannot run an engine on a device, or on any; None when it can."""
     try:
-        return None if engine(name).devices() else f"the engine {name} has no device here"
+        here = engine(name).devices()
     except EngineError as error:
         return str(error)
+    if not here:
+        return f"the engine {name} has no device here"
+    same = [one for one in here if device in ("", one, f"{one}:0", f"{one}.0")]
+    return (
+        None
+        if same
+        else f"the engine {name} has no device {device} here; it has {', '.join(here)}; --device names another"
+    )
 
 
 def recipe(text: str) -> tuple[str, dict[str, Any]]:
@@ -142,7 +173,9 @@ def recipe(text: str) -> tuple[str, dict[str, Any]]:
     return name.strip(), _pairs(rest, text)
 
 
-def of_recipe(name: str, said: Mapping[str, Any], bundles: Mapping[str, Bundle], model: str | None) -> Contestant:
+def of_recipe(
+    name: str, said: Mapping[str, Any], bundles: Mapping[str, Bundle], model: str | None, device: str = CPU
+) -> Contestant:
     """The contestant of a recipe. `kind` is a file or a baseline, Ingot where it is not said; `bundle` one of the bundles,
     the first where it is not said. Raises InputError for a name that nothing takes, and says what there is."""
     values = dict(said)
@@ -150,18 +183,22 @@ def of_recipe(name: str, said: Mapping[str, Any], bundles: Mapping[str, Bundle],
     if kind.endswith(".py"):
         if not Path(kind).is_file():
             raise InputError(f"--contestant {name}: there is no file {kind}")
-        return Contestant(name=name, kind=kind, model=_named_bundle(name, values, bundles), options=values)
+        model = _named_bundle(name, values, bundles)
+        values = values if device == CPU else {"device": device, **values}
+        return Contestant(name=name, kind=kind, model=model, options=values)
     if kind != INGOT:
         if kind not in baselines():
             raise unknown("baseline", kind, baselines())
         return Contestant(name=name, kind=kind, model=model or "", options=values)
     bundle = bundles[_named_bundle(name, values, bundles)]
     given = values.pop("engine", None)
-    chosen = choose(bundle, required_roles(bundle), given, values.get("device"), values.get("precision")).engine
-    if why := absent(chosen):
+    device = str(values.pop("device", device))
+    chosen = choose(bundle, required_roles(bundle), given, device, values.get("precision")).engine
+    if why := absent(chosen, device):
         raise EngineError(f"--contestant {name}: {why}")
     options, call = _sorted_out(name, values, bundle, chosen)
-    return Contestant(name=name, kind=INGOT, model=str(bundle.path), options={"engine": chosen, **options}, call=call)
+    options = {"engine": chosen, **options, "device": device}
+    return Contestant(name=name, kind=INGOT, model=str(bundle.path.absolute()), options=options, call=call)
 
 
 def _sorted_out(
@@ -173,12 +210,12 @@ def _sorted_out(
     of_load = set(inspect.signature(load).parameters) - {"path", "options", "engine"} | {TILE}
     of_engine = set(inspect.signature(opening).parameters) - {"file", "signature", "stored"}
     of_call = set(inspect.signature(family.call_type).parameters)
-    options = {key: value for key, value in values.items() if key in of_load | of_engine}
-    call = {key: value for key, value in values.items() if key not in options}
-    if ours := sorted(set(call) & _OF_JOB):
+    if ours := sorted(set(values) & _OF_JOB):
         raise InputError(
             f"--contestant {name}: {', '.join(ours)}: every contestant gets the same; run the command twice to compare"
         )
+    options = {key: value for key, value in values.items() if key in of_load | of_engine}
+    call = {key: value for key, value in values.items() if key not in options}
     if strange := sorted(set(call) - of_call):
         raise InputError(
             f"--contestant {name}: nothing takes {', '.join(strange)}; loading takes bundle, engine, {', '.join(sorted(of_load))}; "
@@ -204,11 +241,12 @@ def _require(name: str, options: Mapping[str, Any], call: Mapping[str, Any], bun
 
 
 def _named_bundle(name: str, values: dict[str, Any], bundles: Mapping[str, Bundle]) -> str:
-    """Takes `bundle` out of a recipe."""
+    """Takes `bundle` out of a recipe: its path among those that were given, however it is written."""
     asked = values.pop("bundle", next(iter(bundles)))
-    if str(asked) not in bundles:
+    found = next((path for path in bundles if Path(path).resolve() == Path(str(asked)).resolve()), None)
+    if found is None:
         raise InputError(f"--contestant {name}: bundle={asked} is none of those that were given: {', '.join(bundles)}")
-    return str(asked)
+    return found
 
 
 def _pairs(text: str, whole: str) -> dict[str, Any]:

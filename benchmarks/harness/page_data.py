@@ -9,10 +9,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .environments import ENVIRONMENTS
+from .prepare import WEIGHT
 from .record import Contestant, Job, Report, Row, Run
 from .summary import Line, Spread
 
 PICTURE_BUDGET = 24 * 2**20  # bytes of PNG that a page holds; equal pictures are held once
+_NAMES = {  # what others call what bundles call by these
+    "fp32": "float32", "f32": "float32", "fp16": "float16", "f16": "float16", "bf16": "bfloat16",
+}  # fmt: skip
 ROLES = ("text_encoder", "vae_encoder", "unet", "transformer", "scheduler", "vae_decoder")
 
 
@@ -107,7 +112,11 @@ def engine_of(contestant: Contestant) -> str:
 
 
 def scheme_of(contestant: Contestant) -> str:
-    return str(contestant.options.get("precision") or contestant.options.get("dtype") or "as it is")
+    """What its weights are in, by the names that bundles have for it."""
+    told = contestant.options.get("precision") or contestant.options.get("dtype")
+    if not told and contestant.kind in ENVIRONMENTS:
+        told = contestant.options.get("weights", WEIGHT)
+    return _NAMES.get(str(told), str(told or "as it is"))
 
 
 def group_of(contestant: Contestant) -> str:

@@ -32,6 +32,9 @@ EXPORTERS = {"onnx": "optimum-onnx", "openvino": "optimum-intel"}  # whose envir
 WEIGHTS = {"onnx": ("fp32",), "openvino": ("fp32", "fp16", "int8")}  # fp16 for ONNX wants a GPU
 
 
+WEIGHT = "fp32"  # where a recipe does not say
+
+
 @dataclass(frozen=True)
 class Prepared:
     """What a baseline opens. `seconds`, `peak_mib` (all processes of the export, resident) and `processor_s` are 0 where nothing was
@@ -51,7 +54,7 @@ def prepared(
     python: str | Path | None = None,
     *,
     environments: str | Path = FOLDER,
-    weights: str = "fp32",
+    weights: str = WEIGHT,
 ) -> Prepared:
     """The checkpoint as a baseline reads it: exported unless `work` has it already.
 
@@ -64,18 +67,34 @@ def prepared(
     if kind not in FORMATS:
         return Prepared(source)
     layout = FORMATS[kind]
-    if weights not in WEIGHTS[layout]:
-        raise InputError(f"weights {weights!r} for {kind}; there are {', '.join(WEIGHTS[layout])}")
+    check_weights(kind, weights)
     exporter = Path(python_of(EXPORTERS[layout], environments) if python is None else python)
     name = "shapes" if str(checkpoint) == "shapes" else source.name
     target = Path(work).absolute() / layout / f"{name}-{weights}-{_hash(source, exporter)}"
     record = target.with_name(f"{target.name}.json")
-    if record.exists() and target.is_dir():
-        kept = json.loads(record.read_text(encoding="utf-8"))
-        return Prepared(target, kept["seconds"], kept["peak_mib"], tuple(kept["command"]), kept.get("processor_s", 0.0))
+    kept = _kept(record, target)
+    if kept is not None:
+        return kept
     made = export(layout, source, target, exporter, weights)
     _write(record, {**asdict(made), "path": str(target)})
     return made
+
+
+def check_weights(kind: str, weights: str) -> None:
+    """Raise InputError for weights that a baseline's export has not."""
+    there = WEIGHTS[FORMATS[kind]]
+    if weights not in there:
+        raise InputError(f"weights {weights!r} for {kind}; there are {', '.join(there)}")
+
+
+def _kept(record: Path, target: Path) -> Prepared | None:
+    """The export that is there already; None where its record cannot be read: then nobody knows whether it is whole."""
+    try:
+        kept = json.loads(record.read_text(encoding="utf-8"))
+        seconds, peak, processor = (float(kept.get(name, 0.0)) for name in ("seconds", "peak_mib", "processor_s"))
+        return Prepared(target, seconds, peak, tuple(kept["command"]), processor) if target.is_dir() else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
 
 
 def checkpoint_folder(checkpoint: str | Path) -> Path:

@@ -65,14 +65,16 @@ def measure(
     with Busy() as busy:
         code = _wait(one, job, task, folder, timeout)
     result = folder / "result.json"
-    if code is None:
-        return Answer(error=f"stopped after {timeout:g} s, {_stage(folder)}; --timeout allows more")
-    if code or not result.exists():
-        return Answer(error=_why(code, folder))
+    late = f"stopped after {timeout:g} s, {_stage(folder)}; --timeout allows more"
+    ended = late if code is None else _why(code, folder) if code else ""
+    if not result.exists():
+        return Answer(error=ended or _why(0, folder))
     found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
     described = {
         name: found.pop(name) for name in ("notes", "versions", "artifact_mb", "installed_mb") if name in found
     }
+    if ended:  # its figures were written before that
+        described["notes"] = [*described.get("notes", []), f"its process ended badly after its calls: {ended}"]
     try:
         return Answer(run=msgspec.convert({**found, "round": round, "busy": busy.share}, Run), **described)
     except msgspec.ValidationError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from ingot.shapes import MODEL_DIR, SIZE, parse, score
 from .record import Job, Quality, Report, Row
 from .scorers import Scorers, open_scorers
 
+WINDOW = 11  # pixels to a side of SSIM's windows
 Pictures = NDArray[np.uint8]  # (n, height, width, 3)
 
 
@@ -43,16 +45,29 @@ def judge(report: Report, folder: str | Path, *, clip: str | Path | None = None,
     shapes = any(_is_shapes(contestant.model) for contestant in report.contestants)
     references = {row.job: index for index, row in enumerate(report.rows) if row.contestant == report.reference}
 
+    def loaded(index: int | None) -> Made:
+        """What lies in the folder of a row without runs is the warm-up's, or nobody's."""
+        if index is None or not report.rows[index].runs:
+            return Made(None, None, [])
+        return _load(made / f"row-{index}")
+
     def judged(index: int, row: Row) -> Row:
-        own = _load(made / f"row-{index}")
-        other = _load(made / f"row-{references[row.job]}") if row.job in references else Made(None, None, [])
+        own, other = loaded(index), loaded(references.get(row.job))
         found, notes = _quality(report.reference or "", other, own)
         if own.pictures is not None:
             alone = _alone(own.pictures, report.jobs[row.job], scorers, shapes)
             found = msgspec.structs.replace(found or Quality(reference=""), **alone)
         return msgspec.structs.replace(row, quality=found, notes=[*row.notes, *own.faults, *notes])
 
-    return msgspec.structs.replace(report, rows=[judged(index, row) for index, row in enumerate(report.rows)])
+    def tried(index: int, row: Row) -> Row:
+        try:
+            return judged(index, row)
+        except Exception as error:  # a row's figures cost no other row its own
+            note = f"no quality: {type(error).__name__}: {error}"
+            print(f"ingot: {row.contestant}: {note}", file=sys.stderr, flush=True)
+            return msgspec.structs.replace(row, notes=[*row.notes, note])
+
+    return msgspec.structs.replace(report, rows=[tried(index, row) for index, row in enumerate(report.rows)])
 
 
 def ssim(reference: Pictures, found: Pictures) -> float:
@@ -78,11 +93,14 @@ def _quality(name: str, reference: Made, found: Made) -> tuple[Quality | None, l
         return None, [f"its pictures are {shapes[1]} and {name}'s are {shapes[0]}: not compared"]
     equal = bool(np.array_equal(reference.pictures, found.pictures))
     sqnr, same, notes = _latents(name, reference.latents, found.latents)
+    small = min(found.pictures.shape[1:3]) < WINDOW
+    if small and not equal:
+        notes = [*notes, f"no SSIM: its windows of {WINDOW} pixels are larger than the pictures"]
     quality = Quality(
         reference=name,
         equal=equal,
         psnr_db=None if equal else image_psnr(reference.pictures, found.pictures),
-        ssim=1.0 if equal else ssim(reference.pictures, found.pictures),
+        ssim=1.0 if equal else None if small else ssim(reference.pictures, found.pictures),
         latent_sqnr_db=sqnr,
         latents_equal=same,
     )

@@ -132,6 +132,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     jobs: list[Job]
     contestants: list[Contestant]
     rows: list[Row]
+    notes: list[str] = []  # what is missing from the report, and why: the page, quality
 
 
 def schema() -> str:

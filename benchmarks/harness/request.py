@@ -8,18 +8,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from ingot.runtimes.bundle import Bundle
 from ingot.runtimes.errors import InputError, unknown
-from ingot.runtimes.manifest import Graph
 from ingot.runtimes.pipelines import pipeline_class
 from ingot.runtimes.schedulers import scheduler_class
 from ingot.shapes import MODEL_DIR
 
 from . import grid
+from . import sizes as of_sizes
 from .machine import cores
 from .prompts import read_prompts
 from .record import Contestant, Job
@@ -75,6 +74,7 @@ def make(
     output: str | Path | None = None,
     overwrite: bool = False,
     timeout: float = 3600.0,
+    device: str = grid.CPU,
     command: str = "",
 ) -> Request:
     """The request of these options: see `run.bench`. Raises InputError, BundleError and EngineError for what cannot be."""
@@ -83,22 +83,23 @@ def make(
     _check_numbers(rounds, calls, timeout, seed, guidance_scale)
     destination = _destination(output, overwrite)
     source = str(model) if model is not None else first.manifest.provenance.source
-    entrants = _entrants(opened, engines, schemes, baseline, contestant, source, environments)
+    entrants = _entrants(opened, engines, schemes, baseline, contestant, source, environments, device)
     name = scheduler or str(first.manifest.scheduler["_class_name"])
     scheduler_class(name)
     jobs = grid.jobs(
-        sizes or [_own_size(first)], batch, steps, threads or [cores()], guidance_scale=float(guidance_scale), scheduler=name,
+        sizes or [of_sizes.own_size(first)], batch, steps, threads or [cores()], guidance_scale=float(guidance_scale), scheduler=name,
         seed=seed, prompts=read_prompts(prompts, of_shapes=resolved(first.manifest.provenance.source) == str(MODEL_DIR)),
     )  # fmt: skip
+    places = {str(bundle.path.absolute()): bundle for bundle in opened.values()}
     for one in entrants:
         for job in jobs if one.kind == grid.INGOT else ():
-            _check_size(opened[one.model], one, job)
+            of_sizes.check_size(places[one.model], one, job)
     if clip is not None or fid is not None:
         from .scorers import check_scorers
 
         check_scorers(clip, fid)
     return Request(
-        jobs=tuple(jobs), contestants=tuple(entrants), latents=_latents(first), reference=_reference(reference, entrants),
+        jobs=tuple(jobs), contestants=tuple(entrants), latents=of_sizes.latents(first), reference=_reference(reference, entrants),
         rounds=rounds, calls=calls, timeout=timeout, title=title or f"Ingot: {first.path.name}", command=command,
         output=destination, work=_work(work), environments=None if environments is None else Path(environments),
         clip=None if clip is None else Path(clip), fid=fid,
@@ -106,7 +107,8 @@ def make(
 
 
 def resolved(model: str) -> str:
-    """Where a model lies: a folder's absolute path, Shapes' own, or the name as it is."""
+    """Where a checkpoint lies: a folder's absolute path, Shapes' own, or the name as it is. Bundles have absolute paths from
+    the start: one may be called as Shapes is."""
     if model == SHAPES:
         return str(MODEL_DIR)
     return str(Path(model).absolute()) if Path(model).exists() else model
@@ -116,7 +118,7 @@ def _opened(paths: Sequence[str | Path]) -> dict[str, Bundle]:
     """The bundles by their paths as given, every file of them hashed."""
     if not paths:
         raise InputError("no bundle was given: ingot bench BUNDLE")
-    opened = {str(Path(path)): Bundle.open(path) for path in paths}
+    opened = {str(Path(path).absolute()): Bundle.open(path) for path in paths}
     for bundle in opened.values():
         family = pipeline_class(bundle.manifest.pipeline)
         if "prompt" not in getattr(getattr(family, "call_type", None), "__dataclass_fields__", {}):
@@ -129,56 +131,68 @@ def _opened(paths: Sequence[str | Path]) -> dict[str, Bundle]:
 
 def _entrants(
     opened: Mapping[str, Bundle], engines: Sequence[str] | None, schemes: Sequence[str] | None, baseline: Sequence[str],
-    recipes: Sequence[str], source: str, environments: str | Path | None,
+    recipes: Sequence[str], source: str, environments: str | Path | None, device: str,
 ) -> list[Contestant]:  # fmt: skip
     """Baselines first, then the bundles' own, then recipes."""
     if strange := [name for name in baseline if name not in grid.baselines()]:
         raise unknown("baseline", strange[0], grid.baselines())
     grid.check_engine_names(engines)
-    found = [Contestant(name=name, kind=name, model=source) for name in dict.fromkeys(baseline)]
+    peers = [Contestant(name=name, kind=name, model=source) for name in dict.fromkeys(baseline)]
+    found = [_with_python(one, environments, device) for one in peers]
     if engines or schemes or not recipes:
-        for bundle in opened.values():
-            prefix = f"{bundle.path.name} " if len(opened) > 1 else ""
-            found += grid.of_bundle(bundle, engines, schemes, prefix)
-    found += [grid.of_recipe(*grid.recipe(text), opened, source) for text in recipes]
+        grid.check_schemes(opened.values(), engines, schemes)
+        for bundle, name in zip(opened.values(), grid.told_apart([*opened]), strict=True):
+            found += grid.of_bundle(bundle, engines, schemes, f"{name} " if name else "", device)
+    own = [grid.of_recipe(*grid.recipe(text), opened, source, device) for text in recipes]
+    found += [_with_python(one, environments, device) if one.kind in grid.baselines() else one for one in own]
     names = [one.name for one in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"two contestants are named {twice[0]!r}; names tell them apart in the report")
-    return [_with_python(one, environments) if one.kind in grid.baselines() else one for one in found]
+    return found
 
 
-def _with_python(one: Contestant, environments: str | Path | None) -> Contestant:
+def _with_python(one: Contestant, environments: str | Path | None, device: str) -> Contestant:
     """A baseline with the interpreter that runs it: its environment's, or for diffusers Ingot's own."""
-    from .prepare import checkpoint_folder
+    from .prepare import EXPORTERS, FORMATS, WEIGHT, check_weights, checkpoint_folder
 
     module = importlib.import_module(f"ingot.benchmarks.contestants.{one.kind.replace('-', '_')}")
-    known = {*getattr(module, "OPTIONS", ()), "weights"}
+    known = {*getattr(module, "OPTIONS", ()), *(["weights"] if one.kind in FORMATS else [])}
     if wrong := sorted(set(one.options) - known):
         raise InputError(
             f"--contestant {one.name}: {one.kind} has no option {', '.join(wrong)}; it has {', '.join(sorted(known))}"
         )
+    options = one.options if device == grid.CPU else {"device": device, **one.options}
+    if "device" in set(options) - known:
+        raise InputError(f"--device {device}: the baseline {one.kind} is run on cpu only; leave it out, or --device")
     try:
         checkpoint_folder(one.model)
     except InputError as error:
         raise InputError(f"{error}; --model CHECKPOINT names another") from None
-    return msgspec.structs.replace(one, python=interpreter(one.kind, environments))
+    if one.kind in FORMATS:
+        check_weights(one.kind, str(one.options.get("weights", WEIGHT)))
+        exporter = EXPORTERS[FORMATS[one.kind]]
+        try:
+            interpreter(exporter, environments)
+        except InputError as error:
+            raise InputError(
+                f"{one.kind} reads what {exporter} exports, and {error}" if exporter != one.kind else str(error)
+            ) from None
+    return msgspec.structs.replace(one, python=interpreter(one.kind, environments), options=options)
 
 
 def interpreter(kind: str, environments: str | Path | None) -> str:
-    """The Python that runs a baseline; "" is Ingot's own. Raises InputError where its environment is missing.
+    """The Python that runs a baseline; "" is Ingot's own. Raises InputError where its environment is missing, and where it is
+    half-made or of older pins.
 
     diffusers runs in ours where it has no environment: it then imports what else is installed here, such as torchao, and
     takes longer to.
     """
-    from .environments import FOLDER, python_of
+    from .environments import FOLDER, environment_of, python_of
 
-    try:
-        return str(python_of(kind, FOLDER if environments is None else environments))
-    except InputError:
-        own = all(importlib.util.find_spec(name) for name in ("diffusers", "torch", "transformers"))
-        if kind.startswith("diffusers") and own and environments is None:
-            return ""
-        raise
+    folder = FOLDER if environments is None else Path(environments)
+    own = all(importlib.util.find_spec(name) for name in ("diffusers", "torch", "transformers"))
+    absent = environments is None and not (folder / environment_of(kind)).exists()
+    return "" if kind.startswith("diffusers") and own and absent else str(python_of(kind, folder))
 
 
 def _reference(name: str | None, entrants: Sequence[Contestant]) -> str:
@@ -226,50 +240,3 @@ def _check_numbers(rounds: int, calls: int, timeout: float, seed: int, guidance:
         raise InputError(f"--seed {seed}: a whole number of at least 0 is needed")
     if not abs(guidance) < float("inf"):
         raise InputError(f"--guidance-scale {guidance}: a number is needed")
-
-
-def _vae(bundle: Bundle) -> Mapping[str, Any]:
-    entry = bundle.manifest.components.get("vae_decoder")
-    return entry.config if entry else {}
-
-
-def _latents(bundle: Bundle) -> tuple[int, int]:
-    config = _vae(bundle)
-    return int(config.get("latent_channels", 4)), 2 ** (len(config.get("block_out_channels", "four")) - 1)
-
-
-def _own_size(bundle: Bundle) -> tuple[int, int]:
-    """(height, width) in pixels that a static bundle was made for, else what the model was trained at."""
-    factor = _latents(bundle)[1]
-    entry = bundle.component(grid.denoiser(bundle))
-    side = entry.config.get("sample_size") or 64
-    sides = [side, side] if isinstance(side, int) else list(side)
-    fixed = _fixed(entry.graphs[0], factor)
-    height, width = (own or int(trained) * factor for own, trained in zip(fixed, sides, strict=True))
-    return height, width
-
-
-def _fixed(graph: Graph, factor: int) -> tuple[int | None, int | None]:
-    """(height, width) in pixels that a denoiser's graph was exported for; None where it takes any."""
-    shape = next((spec.shape for spec in graph.signature.inputs if len(spec.shape) == 4), ("", "", "", ""))
-    height, width = (dim * factor if isinstance(dim, int) else None for dim in shape[2:])
-    return height, width
-
-
-def _check_size(bundle: Bundle, one: Contestant, job: Job) -> None:
-    """Raise InputError for a size that the model, or a static graph of the contestant's engine, does not take."""
-    asked, factor = f"--sizes {job.height}x{job.width}", _latents(bundle)[1]
-    entry = bundle.component(grid.denoiser(bundle))
-    multiple = factor * (entry.config.get("patch_size") or 1)
-    for name, value in (("height", job.height), ("width", job.width)):
-        if value % multiple:
-            below = value // multiple * multiple
-            raise InputError(f"{asked}: {name} {value} is not a multiple of {multiple}; {below or multiple} would do")
-    for graph in entry.graphs:
-        if graph.engine != one.options.get("engine"):
-            continue
-        height, width = _fixed(graph, factor)
-        if (height or job.height, width or job.width) != (job.height, job.width):
-            raise InputError(
-                f"{asked}: {bundle.path} was exported for {one.name} with the static size {height}x{width}"
-            )

@@ -6,34 +6,34 @@ for a while slows them all. The first round is a warm-up, of two steps, and is n
 
 from __future__ import annotations
 
-import contextlib
+import os
 import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
 from msgspec.structs import replace
-from PIL import Image
 
 import ingot
-from ingot.runtimes.errors import IngotError
+from ingot.runtimes.errors import EngineError, IngotError
 from ingot.runtimes.noise import Generator
 
+from . import folder as files
 from . import machine, summary, tables
 from .process import Answer, measure
 from .record import Contestant, Noise, Report, Row
 from .request import SHAPES, Request, make, resolved
 
 WARM_UP_STEPS = 2
-WEIGHTS = "fp32"  # of baselines' exports, where a recipe does not say
-PICTURES = 8  # of each row that are kept as PNG
+WHOLE = {"cache_schedule", "cache_center"}  # arguments of a call that are of the job's number of steps alone
 Say = Callable[[str], None]
+T = TypeVar("T")
 
 
 def bench(*bundles: str | Path, progress: bool = True, **options: Any) -> Report:
@@ -42,7 +42,7 @@ def bench(*bundles: str | Path, progress: bool = True, **options: Any) -> Report
 
     `options` are those of the command line, by the same names: engines, schemes, sizes [(height, width)], batch [1, 2],
     steps [20], threads [1], guidance_scale, scheduler, seed, baseline ["diffusers"], model, contestant
-    ["NAME: engine=onnx, cache_interval=3"], reference, prompts (a file or a list), rounds, calls, title, environments, work,
+    ["NAME: engine=onnx, cache_interval=3"], reference, prompts (a file or a list), rounds, calls, device, title, environments, work,
     clip, fid, overwrite, timeout (seconds, of a process), and output, the folder that is made: report.json, .csv, .md, .html
     and pictures. Without `output` only the report is returned. A contestant that fails gets a row that says why, and the
     rest goes on. Raises InputError, BundleError and EngineError before anything runs.
@@ -50,23 +50,11 @@ def bench(*bundles: str | Path, progress: bool = True, **options: Any) -> Report
     >>> import ingot                                                        # doctest: +SKIP
     >>> report = ingot.bench("shapes-bundle", engines=["onnx"], rounds=2)   # doctest: +SKIP
     """
+    _check_system()
     request = make(bundles, **options)
     say: Say = (lambda line: print(line, file=sys.stderr, flush=True)) if progress else (lambda _: None)
-    with _folder(request, bool(options.get("overwrite"))) as folder:
+    with files.opened(request.output, bool(options.get("overwrite"))) as folder:
         return _Bench(request, folder, say).run()
-
-
-@contextlib.contextmanager
-def _folder(request: Request, overwrite: bool) -> Iterator[Path]:
-    """The report's folder, empty; a temporary one where none is asked for."""
-    if request.output is None:
-        with tempfile.TemporaryDirectory() as place:
-            yield Path(place)
-        return
-    if overwrite:
-        shutil.rmtree(request.output, ignore_errors=True)
-    request.output.mkdir()
-    yield request.output
 
 
 class _Bench:
@@ -79,15 +67,16 @@ class _Bench:
         self.probes: list[float] = []
         self.rows = [Row(contestant=one.name, job=i) for i in range(len(request.jobs)) for one in request.contestants]
         self.contestants = {one.name: one for one in request.contestants}
-        self.exports: dict[str, list[str]] = {}  # what each one's export took
+        self.prepared: dict[str, list[str]] = {}  # what is to be said of each one's model and interpreter
+        self.notes: list[str] = []
 
     def run(self) -> Report:
         """Everything, to the report's last file."""
+        self._save(self._report())  # from now on the folder is known as a report's
         self._draw_noise()
         self._prepare()
         for number in range(self.request.rounds + 1):
             self._round(number)
-            self._save(self._report())
         self.probes.append(machine.probe_ms())
         return self._finish()
 
@@ -95,10 +84,11 @@ class _Bench:
         """Have baselines' checkpoints in their own format. One that cannot be is an error of its rows."""
         for one in self.request.contestants:
             try:
-                self.contestants[one.name], self.exports[one.name] = _prepared(one, self.request, self.say)
-            except IngotError as error:
-                self.say(f"{one.name}: {error}")
-                self.rows = [replace(row, error=str(error)) if row.contestant == one.name else row for row in self.rows]
+                self.contestants[one.name], self.prepared[one.name] = _prepared(one, self.request, self.say)
+            except (IngotError, OSError, ValueError, KeyError) as error:  # its checkpoint's files may be anything
+                why = _text(error)
+                self.say(f"{one.name}: {why}")
+                self.rows = [replace(row, error=why) if row.contestant == one.name else row for row in self.rows]
 
     def _round(self, number: int) -> None:
         """Each row once; 0 is the warm-up."""
@@ -107,11 +97,12 @@ class _Bench:
                 self.probes.append(machine.probe_ms())
                 answer = self._measured(index, row, number)
                 self.rows[index] = self._with(row, answer, number)
+                self._save(self._report())
                 self.say(f"{_name(number, self.request.rounds)}, {self._what(row)}: {_said(answer)}")
 
     def _measured(self, index: int, row: Row, number: int) -> Answer:
         one, job = self.contestants[row.contestant], self.request.jobs[row.job]
-        if not number:
+        if not number and not WHOLE & set(one.call):
             job = replace(job, steps=min(job.steps, WARM_UP_STEPS))
         return measure(
             one, job, self._place(index, number), round=number, calls=self.request.calls if number else 0,
@@ -124,11 +115,11 @@ class _Bench:
         if not number:
             return row
         row = replace(row, runs=[*row.runs, answer.run])
-        if number > 1:
-            return row
+        if number > 1:  # it says no more than that it ended badly
+            return replace(row, notes=list(dict.fromkeys([*row.notes, *answer.notes])))
         return replace(
             row,
-            notes=[*answer.notes, *self.exports.get(row.contestant, [])],
+            notes=[*answer.notes, *self.prepared.get(row.contestant, [])],
             versions=answer.versions,
             artifact_mb=answer.artifact_mb,
             installed_mb=answer.installed_mb,
@@ -141,29 +132,36 @@ class _Bench:
             self.rows[index] = replace(row, pictures=self._pictures(index, row), notes=notes)
         report = self._judged(self._report())
         lines = summary.summarize(report)
-        _write(self.folder / "report.md", tables.markdown(report, lines))
-        _write(self.folder / "report.csv", tables.csv(lines))
         self._page(report, lines)
+        report = replace(report, notes=self.notes)
+        files.write(self.folder / files.MARKDOWN, tables.markdown(report, lines))
+        files.write(self.folder / files.CSV, tables.csv(lines))
         self._save(report)
         return report
 
     def _judged(self, report: Report) -> Report:
         from .quality import judge
 
-        try:
-            return judge(report, self.folder, clip=self.request.clip, fid=self.request.fid)
-        except IngotError as error:  # hours of measurements are not lost for it
-            self.say(f"no quality: {error}")
-            return report
+        return self._tried(
+            "no quality", lambda: judge(report, self.folder, clip=self.request.clip, fid=self.request.fid), report
+        )
 
     def _page(self, report: Report, lines: Sequence[summary.Line]) -> None:
-        try:
+        def write() -> None:
             from .page import page
-        except ModuleNotFoundError as error:
-            if error.name != f"{__package__}.page":
-                raise
-            return
-        _write(self.folder / "report.html", page(report, lines, self.folder))
+
+            files.write(self.folder / files.PAGE, page(report, lines, self.folder))
+
+        self._tried("no page", write, None)
+
+    def _tried(self, without: str, make: Callable[[], T], otherwise: T) -> T:
+        """What is made; hours of measurements are not lost where it cannot be, whatever the reason: that is told instead."""
+        try:
+            return make()
+        except Exception as error:
+            self.notes.append(f"{without}: {_text(error)}")
+            print(f"ingot: {self.notes[-1]}", file=sys.stderr, flush=True)
+            return otherwise
 
     def _report(self) -> Report:
         busy = [run.busy for row in self.rows for run in row.runs]
@@ -177,11 +175,13 @@ class _Bench:
             ingot=ingot.__version__, command=asked.command, began=self.began.isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - self.clock, 1), title=asked.title, machine=self.machine, noise=found,
             rounds=asked.rounds, calls=asked.calls, reference=asked.reference, jobs=list(asked.jobs), contestants=list(asked.contestants),
-            rows=self.rows,
+            rows=self.rows, notes=self.notes,
         )  # fmt: skip
 
     def _save(self, report: Report) -> None:
-        _write(self.folder / "report.json", msgspec.json.format(msgspec.json.encode(report), indent=1).decode() + "\n")
+        files.write(
+            self.folder / files.JSON, msgspec.json.format(msgspec.json.encode(report), indent=1).decode() + "\n"
+        )
 
     def _what(self, row: Row) -> str:
         job = self.request.jobs[row.job]
@@ -193,14 +193,14 @@ class _Bench:
 
     def _place(self, index: int, number: int = 1) -> Path:
         """A row's folder. Its first counted process's stays, for the pictures; the others' are told from it."""
-        return self.folder / "work" / (f"row-{index}" if number == 1 else f"row-{index}-round-{number}")
+        return self.folder / files.WORK / (f"row-{index}" if number == 1 else f"row-{index}-round-{number}")
 
     def _noise(self, job: int) -> Path:
-        return self.folder / "work" / f"noise-{job}.npy"
+        return self.folder / files.WORK / f"noise-{job}.npy"
 
     def _draw_noise(self) -> None:
         """Each picture's first latents, as a `torch.Generator` of its seed draws them."""
-        (self.folder / "work").mkdir()
+        (self.folder / files.WORK).mkdir(exist_ok=True)
         channels, factor = self.request.latents
         for i, job in enumerate(self.request.jobs):
             shape = 1, channels, job.height // factor, job.width // factor
@@ -212,12 +212,8 @@ class _Bench:
         file = self._place(index) / "pictures.npy"
         if not row.runs or not file.exists():
             return []
-        (self.folder / "pictures").mkdir(exist_ok=True)
-        names = []
-        for i, picture in enumerate(np.load(file)[:PICTURES]):
-            names.append(f"pictures/{_slug(row.contestant)}-{row.job}-{i}.png")
-            Image.fromarray(picture).save(self.folder / names[-1])
-        return names
+        without = f"{row.contestant}: no pictures"
+        return self._tried(without, lambda: files.keep_pictures(self.folder, file, index, row.contestant), [])
 
     def _unlike(self, index: int, row: Row) -> list[str]:
         """A note where equal seeds gave other pictures in another process. The further rounds' files are not kept."""
@@ -225,7 +221,11 @@ class _Bench:
         for number in range(self.request.rounds + 1):
             folder = self._place(index, number)
             if number > 1 and first.exists() and (folder / "pictures.npy").exists():
-                differ |= not np.array_equal(np.load(first), np.load(folder / "pictures.npy"))
+                differ |= self._tried(
+                    f"{row.contestant}: not compared from round to round",
+                    partial(_differ, first, folder / "pictures.npy"),
+                    False,
+                )
             if number != 1 and row.error is None:  # what a failed one printed stays
                 shutil.rmtree(folder, ignore_errors=True)
         return ["its pictures differ from process to process at equal seeds"] if differ and row.runs else []
@@ -233,28 +233,39 @@ class _Bench:
 
 def _prepared(one: Contestant, request: Request, say: Say) -> tuple[Contestant, list[str]]:
     """A contestant with the model that it opens, a baseline's own export of the checkpoint, and a note of what that took."""
-    from .environments import FOLDER
-    from .prepare import FORMATS, prepared
+    from .environments import ENVIRONMENTS, FOLDER
+    from .prepare import FORMATS, WEIGHT, prepared
 
     if one.kind not in FORMATS:
-        return one, []
+        shared = one.kind in ENVIRONMENTS and not one.python
+        return one, ["in Ingot's own environment: one of its pinned versions is not made"] if shared else []
     say(f"{one.name}: {one.model} in its own format, in {request.work}")
     found = prepared(
         one.kind,
         one.model if one.model == SHAPES else resolved(one.model),
         request.work,
         environments=FOLDER if request.environments is None else request.environments,
-        weights=str(one.options.get("weights", WEIGHTS)),
+        weights=str(one.options.get("weights", WEIGHT)),
     )
     took = f"its model was exported in {found.seconds:.0f} s with {found.peak_mib:,.0f} MiB at most"
     return replace(one, model=str(found.path)), [took] if found.seconds else []
 
 
-def _write(file: Path, text: str) -> None:
-    """A half-written file never has the name."""
-    part = file.with_name(f".{file.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(file)
+def _check_system() -> None:
+    """Raise EngineError where processes cannot be measured and ended as here."""
+    if not (hasattr(os, "killpg") and hasattr(os, "sysconf")):
+        raise EngineError(
+            "ingot bench measures on Linux and macOS; this system has no groups of processes to end together"
+        )
+
+
+def _differ(one: Path, other: Path) -> bool:
+    return not np.array_equal(np.load(one), np.load(other))
+
+
+def _text(error: Exception) -> str:
+    """In one line; what is no error of ours with its kind, for a KeyError's text is the key alone."""
+    return str(error) if isinstance(error, IngotError) else f"{type(error).__name__}: {error}"
 
 
 def _name(number: int, rounds: int) -> str:
@@ -268,7 +279,3 @@ def _said(answer: Answer) -> str:
     return f"{answer.run.cold_start_s:.2f} s to the first picture" + (
         f", {later:.3f} s a call" if later is not None else ""
     )
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "._" else "-" for c in name).strip("-") or "contestant"

@@ -25,6 +25,8 @@ from ingot.runtimes.errors import InputError
 Pictures = NDArray[np.uint8]  # (n, height, width, 3)
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"  # what torch-fidelity itself would download
+CLIP_MODULE = "transformers.models.clip.image_processing_pil_clip"
+CLIP_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 EXTRA = "pip install 'ingot[bench]'"
 
 
@@ -37,13 +39,15 @@ class Scorers:
 
 
 def check_scorers(clip: str | Path | None, fid: str | None) -> None:
-    """Raise InputError for what `open_scorers` would refuse, without loading a model: before hours of measuring."""
+    """Raise InputError for what `open_scorers` would refuse: before hours of measuring. No model is made, but what it takes is
+    imported, and Inception's weights are read."""
     if clip is not None:
-        _need("--clip", "torchmetrics", "transformers")
+        _need("--clip", "torchmetrics", "torchmetrics.multimodal", "transformers", CLIP_MODULE)
         _clip_folder(Path(clip))
     if fid is not None:
-        _need("--fid", "torchmetrics", "torchvision", "torch_fidelity")
-        _fid_source(fid)
+        _need("--fid", "torchmetrics", "torchmetrics.image.fid", "torchvision", "torch_fidelity")
+        _, weights = _fid_source(fid)
+        _require_plain(weights)
 
 
 def open_scorers(clip: str | Path | None, fid: str | None) -> Scorers:
@@ -99,16 +103,22 @@ def fid_scorer(feature: Any, real: Sequence[Path], **options: Any) -> Callable[[
 
 
 def _inception_scorer(real: list[Path], weights: Path) -> Callable[[Pictures], float]:
-    import torch
-
-    try:
-        torch.load(weights, weights_only=True)  # torch-fidelity itself would run whatever code is in it
-    except Exception as error:  # pickle's, zipfile's and torch's own
-        raise InputError(f"{weights} holds no plain weights of {WEIGHTS}'s kind: {error}") from error
     try:
         return fid_scorer(2048, real, feature_extractor_weights_path=str(weights))
     except RuntimeError as error:  # load_state_dict's
         raise InputError(f"{weights} does not fit torch-fidelity's Inception: {error}") from error
+
+
+def _require_plain(weights: Path) -> None:
+    """Raise InputError for a file of anything but tensors."""
+    import torch
+
+    try:
+        found = torch.load(weights, weights_only=True)  # torch-fidelity itself would run whatever code is in it
+    except Exception as error:  # pickle's, zipfile's and torch's own
+        raise InputError(f"{weights} holds no plain weights of {WEIGHTS}'s kind: {error}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{weights} holds a {type(found).__name__}, not weights of {WEIGHTS}'s kind")
 
 
 def _clip(folder: Path) -> tuple[Any, Any]:
@@ -158,6 +168,10 @@ def _clip_folder(folder: Path) -> None:
     missing = [name for name in ("preprocessor_config.json", "tokenizer_config.json") if not (folder / name).exists()]
     if missing:
         raise InputError(f"--clip {folder} lacks {', '.join(missing)}: save CLIPProcessor beside the model")
+    if not [file for name in CLIP_WEIGHTS for file in folder.glob(name)]:
+        raise InputError(
+            f"--clip {folder} has no weights: {' or '.join(CLIP_WEIGHTS)} beside its config.json is needed"
+        )
 
 
 def _fid_source(given: str) -> tuple[list[Path], Path]:
@@ -181,7 +195,7 @@ def _need(option: str, *modules: str) -> None:
         try:
             importlib.import_module(name)
         except (ImportError, RuntimeError) as error:  # RuntimeError is torchvision's, for torch of another build
-            wanted = ", ".join(modules).replace("_", "-")
+            wanted = ", ".join(dict.fromkeys(module.partition(".")[0] for module in modules)).replace("_", "-")
             raise InputError(f"{option} needs {wanted}, and {name} cannot be imported ({error}): {EXTRA}") from error
 
 

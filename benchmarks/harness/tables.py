@@ -161,10 +161,10 @@ def _installed(report: Report) -> list[str]:
 
 
 def _notes(report: Report) -> list[str]:
-    told: dict[tuple[str, str], None] = {}
+    told = dict.fromkeys(report.notes)
     for row in report.rows:
-        told |= {(row.contestant, note): None for note in row.notes}
-    return ["Notes:", "\n".join(f"- {name}: {note}" for name, note in told)] if told else []
+        told |= {f"{row.contestant}: {note}": None for note in row.notes}
+    return ["Notes:", "\n".join(f"- {note}" for note in told)] if told else []
 
 
 def _legend(report: Report) -> str:

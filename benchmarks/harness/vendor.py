@@ -31,9 +31,15 @@ def fetch(package: dict[str, str], work: Path) -> bytes:
     if npm is None:
         raise SystemExit("make vendor needs npm (Debian: apt-get install npm)")
     asked = f"{package['name']}@{package['version']}"
-    told = subprocess.run([npm, "pack", "--silent", asked], cwd=work, capture_output=True, text=True, check=True)
+    told = subprocess.run([npm, "pack", "--silent", asked], cwd=work, capture_output=True, text=True)
+    if told.returncode or not told.stdout.strip():
+        last = (told.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise SystemExit(f"npm pack {asked} ended with {told.returncode}: {last}")
     with tarfile.open(work / told.stdout.strip().splitlines()[-1]) as archive:
-        member = archive.extractfile(f"package/{package['member']}")
+        try:
+            member = archive.extractfile(f"package/{package['member']}")
+        except KeyError:
+            member = None
         if member is None:
             raise SystemExit(f"{asked} has no file {package['member']}")
         return member.read()
