@@ -91,7 +91,9 @@ def test_bundles_make_the_latents_of_enable_freeu(tiny_sd: Any, tmp_path: Path) 
         np.testing.assert_allclose(found, expected, atol=1e-4 * max(1, np.abs(expected).max()), rtol=0)
 
 
-@pytest.mark.parametrize("text", ["freeu=", "freeu=1,2,3", "freeu=1,2,3,much", "freeu=-1,1,1,1", "freeu=0,1,1,1", "freeu=nan,1,1,1"])
+@pytest.mark.parametrize(
+    "text", ["freeu=", "freeu=1,2,3", "freeu=1,2,3,much", "freeu=-1,1,1,1", "freeu=0,1,1,1", "freeu=nan,1,1,1"]
+)
 def test_other_factors_are_refused(text: str) -> None:
     with pytest.raises(InputError, match=r"four numbers above 0 are needed, s1,s2,b1,b2, such as freeu=0\.9"):
         rewrites.canonical((text,))
