@@ -288,3 +288,14 @@ def test_a_task_is_plain_json(tmp_path: Path) -> None:
     assert answer.error == "enough (during its imports; exit code 1)"
     told = json.loads((tmp_path / "work" / "task.json").read_text())
     assert (told["width"], told["seed"], told["options"], told["calls"]) == (16, 4, {"a": [1, {"b": None}]}, 2)
+
+
+def test_a_report_tells_no_paths_of_whose_machine_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    one = Contestant(
+        name="a", kind="diffusers", model=str(tmp_path / "out" / "b"), python="/home/somebody/env/bin/python"
+    )
+    told = run._to_publish(one)
+    assert (told.model, told.python, told.kind) == ("out/b", "~/env/bin/python", "diffusers")
+    assert run._to_publish(msgspec.structs.replace(one, model="shapes", python="/usr/bin/python")).model == "shapes"

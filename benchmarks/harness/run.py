@@ -174,7 +174,8 @@ class _Bench:
         return Report(
             ingot=ingot.__version__, command=asked.command, began=self.began.isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - self.clock, 1), title=asked.title, machine=self.machine, noise=found,
-            rounds=asked.rounds, calls=asked.calls, reference=asked.reference, jobs=list(asked.jobs), contestants=list(asked.contestants),
+            rounds=asked.rounds, calls=asked.calls, reference=asked.reference, jobs=list(asked.jobs),
+            contestants=[*map(_to_publish, asked.contestants)],
             rows=self.rows, notes=self.notes,
         )  # fmt: skip
 
@@ -257,6 +258,19 @@ def _check_system() -> None:
         raise EngineError(
             "ingot bench measures on Linux and macOS; this system has no groups of processes to end together"
         )
+
+
+def _to_publish(one: Contestant) -> Contestant:
+    """A contestant as a report tells of it: by paths that say nothing of whose machine it was."""
+    return replace(one, model=_short(one.model), python=_short(one.python), kind=_short(one.kind))
+
+
+def _short(path: str) -> str:
+    """From the working folder, or from the user's; what is no path of theirs stays."""
+    for place, sign in ((Path.cwd(), ""), (Path.home(), "~/")):
+        if Path(path).is_absolute() and Path(path).is_relative_to(place):
+            return sign + Path(path).relative_to(place).as_posix()
+    return path
 
 
 def _differ(one: Path, other: Path) -> bool:
