@@ -26,16 +26,9 @@ from ingot.runtimes.errors import EngineError
 from ingot.runtimes.metrics import image_psnr
 from ingot.shapes import MODEL_DIR, score
 
-PROMPTS = [
-    "a large red ring on a blue background",
-    "a small yellow star at the left on a purple background",
-    "a medium white cross at the top on a green background",
-    "a large black triangle on an orange background",
-    "a medium purple circle at the right on a yellow background",
-    "a small blue square at the bottom on a white background",
-    "a large green star on a black background",
-    "a medium orange ring at the left on a red background",
-]
+from .harness.prompts import OF_SHAPES
+
+PROMPTS = list(OF_SHAPES)
 STEPS, GUIDANCE, SEEDS = 20, 4.0, list(range(len(PROMPTS)))
 HEAD = "| engine | load, s | first picture, s | s per picture | peak MiB | MB | PSNR to diffusers, dB | checker: all right |"
 

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 import ingot
 from ingot.exporters.onnx_graph import TRACED
 from ingot.quantization.auto import seconds
 from ingot.runtimes.bundle import Bundle, describe_graph
 from ingot.runtimes.engines import Engine, open_with
+
+from .profile_graph import inputs
 
 FORMS = ("", "fused_qkv", "token_merging=0.5", "sliced_attention=4")
 HEAD = "| graph | rewrite | latents | nodes (as traced) | MB | ms a call | times as fast |"
@@ -52,7 +51,7 @@ def _rows(bundles: dict[str, Bundle], index: int, name: str, side: int) -> list[
     for bundle in bundles.values():
         graph = bundle.component("unet").graphs[index]
         opened.append(open_with(graph.engine, bundle.file(graph.files[0]), graph.signature, graph.options, {}))
-    times = seconds(opened, [_inputs(opened[0], side)], rounds=9)
+    times = seconds(opened, [inputs(bundles[""].component("unet").graphs[index], 2, side)], rounds=9)
     rows = []
     for (form, bundle), time in zip(bundles.items(), times, strict=True):
         graph = bundle.component("unet").graphs[index]
@@ -72,17 +71,6 @@ def _traced(file: Path) -> str:
         return ""
     before = ir.load(file).metadata_props.get(TRACED)
     return f" ({before})" if before else ""
-
-
-def _inputs(engine: Engine, side: int) -> dict[str, NDArray[Any]]:
-    """Random latents of two rows, and a prompt for each."""
-    generator = np.random.default_rng(0)
-    found = {}
-    for spec in engine.signature.inputs:
-        shape = [dim if isinstance(dim, int) else 2 if "batch" in dim else side for dim in spec.shape]
-        drawn = np.full(shape, 500) if spec.name == "timestep" else generator.standard_normal(shape)
-        found[spec.name] = drawn.astype(spec.dtype)
-    return found
 
 
 if __name__ == "__main__":
