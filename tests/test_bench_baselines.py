@@ -139,10 +139,10 @@ def test_bfloat16_is_the_same_picture_in_its_precision(task: Callable[..., Task]
 
 def test_compiled_graphs_are_what_runs(task: Callable[..., Task], monkeypatch: pytest.MonkeyPatch) -> None:
     """By torch's own arithmetic: what the inductor compiles takes minutes. Its pictures were 87 dB from these."""
-    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", False)  # both are put back afterwards
-    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "0")
+    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "0")  # what it sets is put back afterwards
     torch._dynamo.utils.counters.clear()
-    made = call(diffusers_compile, task(kind="diffusers-compile", steps=2, options={"backend": "eager"}))
+    with torch._inductor.config.patch(force_disable_caches=False):  # pytest's own patch would lose the name
+        made = call(diffusers_compile, task(kind="diffusers-compile", steps=2, options={"backend": "eager"}))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2  # the UNet, the decoder
     assert image_psnr(call(plain, task(steps=2)).pictures, made.pictures) > 60
     assert made.roles == {"text_encoder": 2, "unet": 2, "scheduler": 2, "vae_decoder": 1}
