@@ -25,10 +25,10 @@ from .cast import cast_components, finish
 from .checkpoint import Checkpoint
 from .component import Component
 from .deepcache import BRANCH, SHALLOW
-from .export import components_of, load, prepare
+from .export import components_of, load, prepare, reference_of
 from .long_prompts import AXIS, require_long_prompts
 from .lora import fuse_again
-from .picture import compare_pictures, reference_picture
+from .picture import Reference, compare_pictures
 from .relink import described, relink
 from .request import Request, request
 from .safety import ROLE as SAFETY_CHECKER
@@ -67,33 +67,13 @@ def add(
     """
     wanted = request(to, dtype, height, width, batch, static, options, progress)
     old = Bundle.open(Path(bundle).resolve())
-    wanted = dataclasses.replace(
-        wanted,
-        rewrites=_rewrites(old),
-        deep_cache=_branch(old),
-        long_prompts=_takes_any_tokens(old),
-        safety_checker=SAFETY_CHECKER in old.manifest.components,
-    )
-    require_long_prompts(wanted)
+    wanted = _as_before(wanted, old)
     _refuse_present(old, wanted, overwrite)
     with atomic_folder(old.path, overwrite=True) as folder:
         checkpoint = _checkpoint(old, model, revision, config, allow_pickle, vae)
-        if isinstance(model, str | Path | None):  # a pipeline in memory is taken as it is
-            pipe = add_again(checkpoint.pipe, old.manifest.provenance.textual_inversions)
-            checkpoint = dataclasses.replace(checkpoint, pipe=pipe)
-            fuse_again(checkpoint.pipe, old.manifest.provenance.loras)
         wanted = prepare(checkpoint, wanted, old.path)
-        pipe = checkpoint.pipe
-        reference = reference_picture(
-            pipe, wanted.size if wanted.static else None, wanted.batch if wanted.static else 1
-        )
-        components = components_of(pipe, wanted)
-        _require_same(old, components)
-        kept = _link(old, folder, wanted.targets)
-        entries, files = cast_components(components, folder, wanted, parity_data=_parity_data(old))
-        finish(folder, pipe, files)
-        manifest = with_options(_merged(old.manifest, kept, entries, folder, command, wanted), pipe)
-        del checkpoint, pipe, components
+        manifest, reference = _cast(old, checkpoint, folder, wanted, command)
+        del checkpoint  # as in `export`
         gc.collect()
         pictures = compare_pictures(folder, manifest, reference, wanted)
         manifest = msgspec.structs.replace(manifest, parity={**manifest.parity, **pictures})
@@ -102,7 +82,46 @@ def add(
     return Path(bundle)
 
 
+def _as_before(wanted: Request, old: Bundle) -> Request:
+    """The request with what the bundle was made with. Raises InputError for a target that cannot have it."""
+    wanted = dataclasses.replace(
+        wanted,
+        rewrites=_rewrites(old),
+        deep_cache=_branch(old),
+        long_prompts=_takes_any_tokens(old),
+        safety_checker=SAFETY_CHECKER in old.manifest.components,
+    )
+    require_long_prompts(wanted)
+    return wanted
+
+
+def _cast(
+    old: Bundle, checkpoint: Checkpoint, folder: Path, wanted: Request, command: str | None
+) -> tuple[Manifest, Reference | None]:
+    """Fill the folder with the old bundle and the new graphs; the manifest, and the picture that is still to be held against."""
+    pipe = checkpoint.pipe
+    reference = reference_of(pipe, wanted)
+    components = components_of(pipe, wanted)
+    _require_same(old, components)
+    kept = _link(old, folder, wanted.targets)
+    entries, files = cast_components(components, folder, wanted, parity_data=_parity_data(old), let_go=checkpoint.ours)
+    finish(folder, pipe, files)
+    return with_options(_merged(old.manifest, kept, entries, folder, command, wanted), pipe), reference
+
+
 def _checkpoint(
+    old: Bundle, model: Any, revision: str | None, config: str | Path | None, allow_pickle: bool, vae: Any
+) -> Checkpoint:
+    """The model that was named, or the bundle's own source, with the words and LoRAs that the bundle was made with."""
+    checkpoint = _source(old, model, revision, config, allow_pickle, vae)
+    if not isinstance(model, str | Path | None):
+        return checkpoint  # a pipeline in memory is taken as it is
+    pipe = add_again(checkpoint.pipe, old.manifest.provenance.textual_inversions)
+    fuse_again(pipe, old.manifest.provenance.loras)
+    return dataclasses.replace(checkpoint, pipe=pipe)
+
+
+def _source(
     old: Bundle, model: Any, revision: str | None, config: str | Path | None, allow_pickle: bool, vae: Any
 ) -> Checkpoint:
     """The model that was named, or the one that the bundle says it was made from."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from .extras import write_extras
 from .graph_file import GraphFile, Progress
 from .onnx_weights import data_files, share_weights
 from .request import Request
+from .stages import CHECKS, GRAPHS
 from .targets import target
 
 Files = dict[str, dict[str, GraphFile]]
@@ -26,24 +27,49 @@ Files = dict[str, dict[str, GraphFile]]
 
 
 def cast_components(
-    components: list[Component], folder: Path, wanted: Request, *, parity_data: Mapping[str, str] | None = None
+    components: list[Component],
+    folder: Path,
+    wanted: Request,
+    *,
+    parity_data: Mapping[str, str] | None = None,
+    let_go: bool = False,
 ) -> tuple[dict[str, ComponentEntry], Files]:
     """Write every component's graphs and, where it is not there yet, parity data into the folder; the manifest's entries,
-    and the files by target."""
+    and the files by target.
+
+    Graphs are held against the recordings, so that a component's weights are not needed once its graphs are written:
+    `let_go` frees them then, before an engine takes the same memory again.
+    """
     entries, files = {}, {name: {} for name in wanted.targets}  # type: tuple[dict[str, ComponentEntry], Files]
     with tqdm(total=len(components) * len(wanted.targets), disable=not wanted.progress, unit="graph") as bar:
-        for component in components:
+        for number, component in enumerate(components, 1):
             data = (parity_data or {}).get(component.role) or write_parity_data(component, folder)
+            with wanted.stages(GRAPHS):
+                for name in wanted.targets:
+                    bar.set_description(f"{component.role} to {name}")
+                    files[name][component.role] = _write(component, name, folder, wanted, bar)
+                component.traces.clear()
+                entry = component_entry(component, (), data, write_extras(component, folder))
+            if let_go:
+                _forget(component, components[number:])
             graphs = []
-            for name in wanted.targets:
-                bar.set_description(f"{component.role} to {name}")
-                files[name][component.role] = written = _write(component, name, folder, wanted, bar)
-                graphs += [certified(component, name, form, folder, bar) for form in (*written.forms, written)]
-                require_parity_data(component, folder / data, written.signature)
-                bar.update()
-            component.traces.clear()
-            entries[component.role] = component_entry(component, tuple(graphs), data, write_extras(component, folder))
+            with wanted.stages(CHECKS):
+                for name in wanted.targets:
+                    bar.set_description(f"{component.role} on {name}")
+                    written = files[name][component.role]
+                    graphs += [certified(component, name, form, folder, bar) for form in (*written.forms, written)]
+                    require_parity_data(component, folder / data, written.signature)
+                    bar.update()
+            entries[component.role] = msgspec.structs.replace(entry, graphs=tuple(graphs))
     return _share(entries, components, folder, files), files
+
+
+def _forget(component: Component, later: Sequence[Component]) -> None:
+    """Free the weights that no later component has, too."""
+    needed = {parameter.data_ptr() for other in later for parameter in other.source.parameters()}
+    for parameter in component.source.parameters():
+        if parameter.data_ptr() not in needed:
+            parameter.data = parameter.data.new_empty(0)
 
 
 def finish(folder: Path, pipe: Any, files: Mapping[str, Mapping[str, GraphFile]]) -> None:

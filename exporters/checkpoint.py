@@ -27,7 +27,10 @@ _WHY_NOT_PICKLE = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded pipeline, float32, with what is known of its origin, and the LoRAs and tokens that were added to it."""
+    """A loaded pipeline, float32, with what is known of its origin, and the LoRAs and tokens that were added to it.
+
+    `ours` is whether nobody else holds its modules, so that a cast may let go of weights that it has written.
+    """
 
     pipe: Any
     source: str
@@ -35,6 +38,7 @@ class Checkpoint:
     licence: str | None
     loras: tuple[FusedLora, ...] = ()
     textual_inversions: tuple[AddedToken, ...] = ()
+    ours: bool = True
 
 
 def load_checkpoint(

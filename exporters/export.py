@@ -32,6 +32,7 @@ from .lora import fuse, restored
 from .picture import Reference, compare_pictures, default_size, reference_picture
 from .request import Request, request
 from .safety import safety_scores
+from .stages import CHECKS, HASHES, LOAD, RECORD
 from .textual_inversion import with_textual_inversions
 from .vae import with_vae
 
@@ -83,20 +84,30 @@ def export(
     require_long_prompts(wanted)
     final = Path(output).resolve()
     with atomic_folder(final, overwrite=overwrite) as folder, ExitStack() as afterwards:
-        checkpoint = load(model, revision=revision, allow_pickle=allow_pickle, config=config, vae=vae)
-        if textual_inversions:
-            pipe, added = with_textual_inversions(checkpoint.pipe, textual_inversions)
-            checkpoint = dataclasses.replace(checkpoint, pipe=pipe, textual_inversions=added)
-        if loras:
-            afterwards.enter_context(restored(model))
-            checkpoint = dataclasses.replace(checkpoint, loras=fuse(checkpoint.pipe, loras))
+        with wanted.stages(LOAD):
+            checkpoint = load(model, revision=revision, allow_pickle=allow_pickle, config=config, vae=vae)
+            if loras:
+                afterwards.enter_context(restored(model))
+            checkpoint = _with_additions(checkpoint, textual_inversions, loras)
         wanted = prepare(checkpoint, wanted, final)
         manifest, reference = cast(checkpoint, folder, wanted, command)
         del checkpoint  # the engines that make the picture need the memory that the torch model holds
         gc.collect()
         manifest = msgspec.structs.replace(manifest, parity=compare_pictures(folder, manifest, reference, wanted))
         save_manifest(folder, manifest)  # last, so that an unfinished folder does not open
+    if progress:
+        tqdm.write(str(wanted.stages))
     return Path(output)
+
+
+def _with_additions(checkpoint: Checkpoint, textual_inversions: Inversions, loras: Loras) -> Checkpoint:
+    """The checkpoint with further words in its vocabulary, and with LoRAs in its weights."""
+    if textual_inversions:
+        pipe, added = with_textual_inversions(checkpoint.pipe, textual_inversions)
+        checkpoint = dataclasses.replace(checkpoint, pipe=pipe, textual_inversions=added)
+    if loras:
+        checkpoint = dataclasses.replace(checkpoint, loras=fuse(checkpoint.pipe, loras))
+    return checkpoint
 
 
 def prepare(checkpoint: Checkpoint, wanted: Request, final: Path) -> Request:
@@ -117,16 +128,23 @@ def cast(
     the picture that the whole bundle is still to be held against."""
     pipe = checkpoint.pipe
     with tqdm(desc="recording the pipeline", disable=not wanted.progress, bar_format="{desc} {elapsed}") as bar:
-        reference = reference_picture(
-            pipe, wanted.size if wanted.static else None, wanted.batch if wanted.static else 1
-        )
-        components = components_of(pipe, wanted)
+        with wanted.stages(CHECKS):
+            reference = reference_of(pipe, wanted)
+        with wanted.stages(RECORD):
+            components = components_of(pipe, wanted)
         bar.set_description("recorded " + ", ".join(component.role for component in components))
-    entries, files = cast_components(components, folder, wanted)
+    entries, files = cast_components(components, folder, wanted, let_go=checkpoint.ours)
     write_configs(pipe, components, folder)
     tokenizers = write_tokenizers(pipe, folder)
     finish(folder, pipe if wanted.safety_checker else _unchecked(pipe), files)
-    return make_manifest(folder, pipe, entries, tokenizers, provenance(checkpoint, command)), reference
+    with wanted.stages(HASHES):
+        manifest = make_manifest(folder, pipe, entries, tokenizers, provenance(checkpoint, command))
+    return manifest, reference
+
+
+def reference_of(pipe: Any, wanted: Request) -> Reference | None:
+    """The picture that the bundle's is held against, of the one size and batch of a static one."""
+    return reference_picture(pipe, wanted.size, wanted.batch) if wanted.static else reference_picture(pipe, None, 1)
 
 
 def _unchecked(pipe: Any) -> Any:
@@ -153,7 +171,7 @@ def load(model: Any, *, vae: Any = None, **options: Any) -> Checkpoint:
     if vae is None:
         return checkpoint
     pipe = with_vae(checkpoint.pipe, vae, allow_pickle=options.get("allow_pickle", False))
-    return dataclasses.replace(checkpoint, pipe=pipe)
+    return dataclasses.replace(checkpoint, pipe=pipe, ours=checkpoint.ours and isinstance(vae, str | Path))
 
 
 def _loaded(model: Any, **options: Any) -> Checkpoint:
@@ -168,5 +186,5 @@ def _loaded(model: Any, **options: Any) -> Checkpoint:
             )
         for module in modules:
             module.float()
-        return Checkpoint(model, type(model).__name__, None, None)
+        return Checkpoint(model, type(model).__name__, None, None, ours=False)
     raise InputError(f"a model is a name, a path or a diffusers pipeline, not {type(model).__name__}")

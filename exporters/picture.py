@@ -26,6 +26,7 @@ from .dummies import Sizes, call_inputs
 from .parity import open_in_bundle
 from .recording import quietly
 from .request import Request
+from .stages import CHECKS
 
 # dB against diffusers in float32 with the same seed. Float32 graphs: one grey level of 255 in every pixel is 48 dB.
 LIMITS = {"float32": 60.0, "float16": 35.0, "bfloat16": 25.0}
@@ -34,7 +35,9 @@ PROMPT, SEED, GUIDANCE = "a small yellow star at the left on a purple background
 STRENGTH = 0.6  # of a picture to start from, so that both it and the noise show
 STEPS, STEPS_LARGE = 8, 3  # the second for a static size beyond _LARGEST, where a step takes minutes on a CPU
 _LARGEST = 256  # pixels
-_LATENTS = 32  # to a side: larger defaults are compared at this size, which tells as much in a fraction of the time
+# Latents to a side: larger defaults are compared at this size, which tells as much in a fraction of the time; the second is
+# for denoisers of that many parameters, of which a step at the first takes seconds.
+_LATENTS, _LATENTS_HEAVY, _HEAVY = 32, 16, 300_000_000
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def reference_picture(pipe: Any, size: tuple[int, int] | None, count: int) -> Re
     """
     if type(pipe).__name__ not in FAMILIES:
         return None
-    most = _LATENTS * _pixels(pipe)
+    most = (_LATENTS_HEAVY if _is_heavy(pipe) else _LATENTS) * _pixels(pipe)
     height, width = size or tuple(min(side, most) for side in _said_size(pipe) or (most, most))
     steps = STEPS if height * width <= _LARGEST**2 else STEPS_LARGE
     arguments = _arguments(pipe, Sizes(1, height, width), steps, count)
@@ -98,6 +101,11 @@ def default_size(pipe: Any) -> tuple[int, int]:
     return said
 
 
+def _is_heavy(pipe: Any) -> bool:
+    parts = [getattr(pipe, name, None) for name in DENOISERS]
+    return sum(p.numel() for part in parts if part is not None for p in part.parameters()) > _HEAVY
+
+
 def _said_size(pipe: Any) -> tuple[int, int] | None:
     parts = [getattr(pipe, name) for name in DENOISERS if hasattr(pipe, name)]
     if not parts:  # a prior, which makes embeddings
@@ -121,10 +129,11 @@ def compare_pictures(
     """Make the picture on every target that was asked for. Raises ParityError for one that misses its limit."""
     if reference is None:
         return {}
-    pictures = {
-        name: compare_picture(Bundle(folder, manifest), name, reference, dtype, exact=wanted.exact)
-        for name, dtype in wanted.dtypes.items()
-    }
+    with wanted.stages(CHECKS):
+        pictures = {
+            name: compare_picture(Bundle(folder, manifest), name, reference, dtype, exact=wanted.exact)
+            for name, dtype in wanted.dtypes.items()
+        }
     for name, picture in pictures.items() if wanted.progress else ():
         far = "equal to" if picture.psnr_db is None else f"{picture.psnr_db:.1f} dB from"
         tqdm.write(f"picture on {name}: {far} diffusers'")

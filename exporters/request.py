@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ingot.runtimes.errors import InputError
 
 from .rewrites import canonical, exact
+from .stages import Stages
 from .targets import check_options, dtype_for
 
 
@@ -17,7 +18,7 @@ class Request:
     """Targets in order, the precision and the options of each, and what the model is recorded at: (height, width) in
     pixels, None for the smallest that will do, and pictures at once. `rewrites` hold for all targets, and so does
     `deep_cache`, the UNet's branch at which it is split. `long_prompts` leaves the number of tokens open, `safety_checker`
-    has the checkpoint's own written where it has one."""
+    has the checkpoint's own written where it has one. `stages` counts what the cast takes."""
 
     dtypes: dict[str, str]
     options: dict[str, dict[str, Any]]
@@ -29,6 +30,7 @@ class Request:
     deep_cache: int | None = None
     long_prompts: bool = False
     safety_checker: bool = True
+    stages: Stages = field(default_factory=Stages, compare=False)
 
     @property
     def exact(self) -> bool:

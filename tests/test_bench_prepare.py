@@ -262,14 +262,18 @@ def test_a_watched_command_tells_its_end() -> None:
 
 def test_the_table_of_export_costs() -> None:
     found = {
-        ("ingot", "onnx"): [(10.0, 20.0, 1000.0, 5.0), (12.0, 20.0, 1100.0, 5.0), (11.0, 20.0, 900.0, 5.0)],
-        ("optimum-cli", "onnx"): [(20.25, 21.0, 1500.4, 6.0)],
+        ("ingot", "onnx"): [
+            (10.0, 4.0, 20.0, 1000.0, 5.0),
+            (12.0, None, 20.0, 1100.0, 5.0),
+            (11.0, 5.0, 20.0, 900.0, 5.0),
+        ],
+        ("optimum-cli", "onnx"): [(20.25, None, 21.0, 1500.4, 6.0)],
     }
     lines = export_cost.table(found).splitlines()
     assert lines[2].startswith(
-        "| ingot, onnx | 11.0 (10.0 to 12.0) | 20.0 (20.0 to 20.0) | 1,000 (900 to 1,100) | 5.0 (5.0 to 5.0) | every graph"
+        "| ingot, onnx | 11.0 (10.0 to 12.0) | 4.5 (4.0 to 5.0) | 20.0 (20.0 to 20.0) | 1,000 (900 to 1,100) | 5.0 (5.0 to 5.0) | every graph"
     )
-    assert lines[3].startswith("| optimum-cli, onnx | 20.2 | 21.0 | 1,500 | 6.0 | every graph")
+    assert lines[3].startswith("| optimum-cli, onnx | 20.2 |  | 21.0 | 1,500 | 6.0 | every graph")
 
 
 @pytest.mark.parametrize(
