@@ -22,7 +22,7 @@ from ingot.exporters.component import Component
 from ingot.runtimes import schedulers
 from ingot.runtimes.metrics import compare
 from ingot.runtimes.pipelines.common import State
-from ingot.runtimes.pipelines.deep_cache import full_steps
+from ingot.runtimes.pipelines.deep_cache import Features, full_steps
 from ingot.runtimes.pipelines.denoiser import Acceleration, Denoiser
 from ingot.runtimes.signature import Signature, TensorSpec
 
@@ -290,13 +290,29 @@ def counted(pipe: Any) -> Iterator[list[tuple[str, int]]]:
             vars(pipe.engines[role]).pop("run")
 
 
-def test_features_of_another_batch_are_not_used(pipe: Any) -> None:
-    """Where guidance starts and stops, the whole UNet runs again."""
+def test_features_of_rows_that_are_left_are_used(pipe: Any) -> None:
+    """Where guidance starts, the whole UNet runs again; where it stops, the guided half's features are there."""
     call = {**CALL, "num_inference_steps": 6, "cache_schedule": [0]}
     with counted(pipe) as seen:
         ours(pipe, **call, guidance_start=0.3, guidance_end=0.8)
-    steps = [("_full", 1), ("_shallow", 1), ("_full", 2), ("_shallow", 2), ("_full", 1), ("_shallow", 1)]
+    steps = [("_full", 1), ("_shallow", 1), ("_full", 2), ("_shallow", 2), ("_shallow", 1), ("_shallow", 1)]
     assert seen == steps
+
+
+def test_the_half_that_is_left_is_the_guided_one() -> None:
+    unguided, guided = (object(), "embeds"), (object(), "embeds")
+    kept = Features(np.arange(4.0).reshape(4, 1, 1, 1), (unguided, guided))
+    assert kept.of((unguided, guided)) is kept.value
+    for row, values in ((unguided, [0, 1]), (guided, [2, 3])):
+        found = kept.of((row,))
+        assert found is not None
+        assert found.ravel().tolist() == values
+    assert kept.of((unguided, (object(), "embeds"))) is None
+    alike = Features(np.arange(3.0).reshape(3, 1, 1, 1), (guided, unguided, unguided))
+    assert alike.of((guided, unguided, unguided)) is alike.value
+    assert alike.of((unguided,)) is None
+    kept.value = None
+    assert kept.of((guided,)) is None
 
 
 def test_a_prompt_changed_half_way_is_another_batch(pipe: Any) -> None:

@@ -66,14 +66,30 @@ def _non_uniform(steps: int, count: int, center: int, power: float) -> frozenset
     )
 
 
+Row = tuple[Any, ...]
+"""What an answer of guidance is asked with; compared by identity."""
+
+
 @dataclass
 class Features:
-    """The deep features of the last whole run, and the batch that they belong to: its rows are compared by identity."""
+    """The deep features of the last whole run, and the rows that they belong to, one behind the other."""
 
-    value: Array | None = None  # (batch, channels, height, width) of the branch's level
-    rows: tuple[Any, ...] = ()
+    value: Array | None = None  # (rows * batch, channels, height, width) of the branch's level
+    rows: tuple[Row, ...] = ()
 
-    def of(self, rows: tuple[Any, ...]) -> Array | None:
-        """The features, if they are of a batch of these rows: guidance that starts or stops makes another."""
-        same = len(rows) == len(self.rows) and all(a is b for a, b in zip(rows, self.rows, strict=True))
-        return self.value if same else None
+    def of(self, rows: tuple[Row, ...]) -> Array | None:
+        """The features of these rows, if there are some of each: guidance that stops needs its half no more, one that starts
+        lacks it. Rows that are asked with the same are told apart by their order alone, so all of them must be there."""
+        if self.value is None:
+            return None
+        if len(rows) == len(self.rows) and all(map(_same, rows, self.rows)):
+            return self.value
+        kept = [[i for i, own in enumerate(self.rows) if _same(own, row)] for row in rows]
+        if any(len(places) != 1 for places in kept):
+            return None
+        parts = np.split(self.value, len(self.rows))
+        return np.concatenate([parts[place] for (place,) in kept])
+
+
+def _same(one: Row, other: Row) -> bool:
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))

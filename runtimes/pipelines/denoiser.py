@@ -125,7 +125,7 @@ class Denoiser:
             plan.features.value = None
         # features are of these very arrays, and of these weights
         scale = state.guidance_scale if self.condition_width else None
-        batch = (self.weights, scale, *(array for row in rows for array in (row.embeds, *row.others.values())))
+        batch = tuple((self.weights, scale, row.embeds, *row.others.values()) for row in rows)
         out = self._run(given, plan, step, batch)[self.answer].astype(np.float32)
         answers = np.split(out, len(rows))
         return answers[0] if len(rows) == 1 else self.guide(answers, state)
@@ -159,8 +159,8 @@ class Denoiser:
         unguided, guided = answers
         return guide(unguided, guided, state.guidance_scale, state.guidance_rescale)
 
-    def _run(self, inputs: Arrays, plan: Plan, step: int, rows: tuple[Any, ...]) -> Arrays:
-        """The shallow graph where the plan says so and there are features of this very batch, else the whole one."""
+    def _run(self, inputs: Arrays, plan: Plan, step: int, rows: tuple[tuple[Any, ...], ...]) -> Arrays:
+        """The shallow graph where the plan says so and there are features of these very rows, else the whole one."""
         features = None if step in plan.full else plan.features.of(rows)
         if features is not None and self.shallow is not None:
             given = {**inputs, FEATURES: features}
