@@ -2,6 +2,7 @@
 
 Medians of several runs with a warm file cache; the bundle's engines take turns. Linux only. `python -m ingot.benchmarks.start_up
 [BUNDLE] [--engines onnx openvino] [--threads 1]`, by default Shapes, cast for those engines into a temporary folder.
+`--before FOLDER` names a folder with another `ingot` package, which takes turns with this one: what a change did.
 """
 
 from __future__ import annotations
@@ -53,17 +54,21 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", default=["onnx"])
     parser.add_argument("--threads", type=int)
     parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--before")
     options = parser.parse_args()
+    packages = [None, options.before] if options.before else [None]
+    turns = [(engine, package) for engine in options.engines for package in packages]
     with tempfile.TemporaryDirectory() as folder:
         bundle = options.bundle or _cast(Path(folder) / "shapes", options.engines)
         rounds = [
-            {engine: _measure(bundle, engine, options.threads) for engine in options.engines}
+            {turn: _measure(bundle, turn[0], options.threads, turn[1]) for turn in turns}
             for _ in range(options.runs + 1)
         ][1:]
-    for engine in options.engines:
-        title = f"{bundle}, {engine}, {options.runs} fresh processes after a warm-up"
+    for engine, package in turns:
+        which = f"{engine}, {package}" if package else engine
+        title = f"{bundle}, {which}, {options.runs} fresh processes after a warm-up"
         print(f"\n{title}\n\n| | median | least | most |\n|---|---|---|---|")
-        for name, values in zip(NAMES, zip(*(one[engine] for one in rounds), strict=True), strict=True):
+        for name, values in zip(NAMES, zip(*(one[engine, package] for one in rounds), strict=True), strict=True):
             print(f"| {name} | {statistics.median(values):.3f} | {min(values):.3f} | {max(values):.3f} |")
 
 
@@ -73,11 +78,15 @@ def _cast(path: Path, engines: list[str]) -> str:
     return str(ingot.export("shapes", path, to=",".join(engines)))
 
 
-def _measure(bundle: str, engine: str, threads: int | None) -> tuple[float, ...]:
+def _measure(bundle: str, engine: str, threads: int | None, package: str | None) -> tuple[float, ...]:
     script = _STAGES.format(began=time.monotonic(), bundle=bundle, engine=engine, threads=threads)
     # installed packages have their bytecode; an editable Ingot gets its own in the warm-up
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    if package is not None:
+        environment["PYTHONPATH"] = package
+    # -P: not the folder that this runs in, which may hold the sources of one of them
+    command = [sys.executable, "-P", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return tuple(float(value) for value in done.stdout.split())
 
 

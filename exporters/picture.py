@@ -103,7 +103,8 @@ def default_size(pipe: Any) -> tuple[int, int]:
 
 def _is_heavy(pipe: Any) -> bool:
     parts = [getattr(pipe, name, None) for name in DENOISERS]
-    return sum(p.numel() for part in parts if part is not None for p in part.parameters()) > _HEAVY
+    parameters = sum(p.numel() for part in parts if part is not None for p in part.parameters())
+    return bool(parameters > _HEAVY)
 
 
 def _said_size(pipe: Any) -> tuple[int, int] | None:

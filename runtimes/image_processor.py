@@ -8,19 +8,25 @@ Follows transformers' `CLIPImageProcessor` on PIL, the one whose numbers CLIP wa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from .errors import BundleError, InputError
+from .late import Late
+
+if TYPE_CHECKING:
+    from PIL import Image
+else:
+    Image = Late("PIL.Image")
 
 # of CLIP's training pictures: Radford et al. 2021, and what every config says
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+BICUBIC = 3  # PIL's number of it, which configs name
 DEFAULTS: Mapping[str, Any] = {
-    "do_resize": True, "size": {"shortest_edge": 224}, "resample": Image.Resampling.BICUBIC, "do_center_crop": True,
+    "do_resize": True, "size": {"shortest_edge": 224}, "resample": BICUBIC, "do_center_crop": True,
     "crop_size": {"height": 224, "width": 224}, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
     "image_mean": MEAN, "image_std": DEVIATION,
 }  # fmt: skip

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from .errors import InputError
+from .late import Late
+
+if TYPE_CHECKING:
+    from PIL import Image
+else:
+    Image = Late("PIL.Image")
 
 
 def to_unit(decoded: NDArray[Any]) -> NDArray[np.float32]:
@@ -45,13 +50,13 @@ def grid(pictures: list[Image.Image], columns: int | None = None) -> Image.Image
 
 def to_pixels(
     images: object, size: tuple[int, int] | None = None, *, multiple: int = 1, name: str = "image",
-    resample: Image.Resampling = Image.Resampling.LANCZOS,
+    resample: Image.Resampling | None = None,
 ) -> NDArray[np.float32]:  # fmt: skip
     """Pictures as a VAE's encoder wants them, (batch, 3, height, width) in -1..1.
 
     Takes a PIL image, an array (height, width, 3), of uint8 or of floats in 0..1, or a list or a batch of either. PIL images
-    are resized (by `resample`) to `size`, (height, width), or to their own cut down to a `multiple`; arrays must have it. Raises
-    InputError for what is no picture, has an alpha channel, or has another size.
+    are resized (by `resample`, Lanczos' where none is named) to `size`, (height, width), or to their own cut down to a
+    `multiple`; arrays must have it. Raises InputError for what is no picture, has an alpha channel, or has another size.
     """
     pictures = [_unit(one, size, multiple, name, resample) for one in _several(images, name)]
     if len({picture.shape for picture in pictures}) > 1:
@@ -72,7 +77,7 @@ def to_conditions(
         given = [one.convert("L") if isinstance(one, Image.Image) and one.mode == "RGB" else one for one in given]
         if any(isinstance(one, np.ndarray) and one.shape[-1] != 1 for one in given):
             raise InputError(f"{name}: this model reads grey pictures, an array (height, width, 1), not one in colours")
-    pictures = np.stack([_unit(one, size, 1, name, Image.Resampling.LANCZOS) for one in given])
+    pictures = np.stack([_unit(one, size, 1, name) for one in given])
     return np.ascontiguousarray(pictures[..., :channels].transpose(0, 3, 1, 2))
 
 
@@ -153,7 +158,7 @@ def _several(images: object, name: str, *, grey: bool = False) -> list[Any]:
 
 
 def _unit(
-    one: Any, size: tuple[int, int] | None, multiple: int, name: str, resample: Image.Resampling
+    one: Any, size: tuple[int, int] | None, multiple: int, name: str, resample: Image.Resampling | None = None
 ) -> NDArray[np.float32]:
     """One picture (height, width, 3) in 0..1."""
     if isinstance(one, Image.Image):
@@ -189,8 +194,8 @@ def _require_size(array: NDArray[Any], size: tuple[int, ...], name: str) -> None
         raise InputError(f"{name} is an array of {had} pixels, not {wanted}; PIL images are resized")
 
 
-def _resized(
-    image: Image.Image, size: tuple[int, int], resample: Image.Resampling = Image.Resampling.LANCZOS
-) -> Image.Image:
+def _resized(image: Image.Image, size: tuple[int, int], resample: Image.Resampling | None = None) -> Image.Image:
     height, width = size
-    return image if image.size == (width, height) else image.resize((width, height), resample)
+    if image.size == (width, height):
+        return image
+    return image.resize((width, height), Image.Resampling.LANCZOS if resample is None else resample)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .bundle import Bundle
 from .choice import Precision, choose, pick
@@ -21,12 +22,18 @@ from .pipelines import pipeline_class
 from .pipelines.base import Parts
 from .pipelines.safety import ROLE as SAFETY_CHECKER
 from .schedulers import from_config
-from .textual_inversion import Inversions, take_embeddings
 from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from .textual_inversion import Inversions
+
+Made = TypeVar("Made")
 
 _log = logging.getLogger("ingot")
 
 SIDE_BY_SIDE = {"onnx", "openvino"}  # opening leaves Python to other threads meanwhile, and sets nothing that all share
+# What the first call uses and opening does not: imported while graphs are being opened.
+LATE = ("PIL.Image", "numpy.random")
 SMALL = 512 << 20  # bytes of graphs; the peaks of memory of larger ones would add up, and opening them uses all cores
 
 
@@ -133,9 +140,15 @@ def build(
         for role, graph in graphs.items():
             opening = partial(open_graph or partial(open_engine, **options), homes[role], graph)
             openings[role] = partial(Later, opening, graph.signature) if role in family.lazy_roles else opening
-        _open_all(openings, engines, together=open_graph is None and _small(homes, graphs, options))
-        parts = _parts(bundle, class_name, engines, homes)
+        parts = _open_all(
+            openings,
+            engines,
+            together=open_graph is None and _small(homes, graphs, options),
+            meanwhile=partial(_parts, bundle, class_name, engines, homes),
+        )
         if textual_inversions:
+            from .textual_inversion import take_embeddings
+
             extended = take_embeddings(textual_inversions, engines, parts.tokenizers, quantized)
             parts = dataclasses.replace(parts, engines=extended)
         pipe = _of_family(family, parts, bundle)
@@ -159,23 +172,32 @@ def _small(homes: Mapping[str, Bundle], graphs: Mapping[str, Graph], options: Ma
     return sum(homes[role].manifest.files[file].size for role in graphs for file in graphs[role].files) <= SMALL
 
 
-def _open_all(openings: Mapping[str, Callable[[], Engine]], engines: dict[str, Engine], *, together: bool) -> None:
-    """Put what is opened into `engines`, as far as it goes. Raises the first error, by the roles' order."""
+def _open_all(
+    openings: Mapping[str, Callable[[], Engine]],
+    engines: dict[str, Engine],
+    *,
+    together: bool,
+    meanwhile: Callable[[], Made],
+) -> Made:
+    """Put what is opened into `engines`, as far as it goes; returns what is made in this thread meanwhile. Raises the first
+    error, by the roles' order."""
     if not together:
         for role, opening in openings.items():
             engines[role] = opening()
-        return
+        return meanwhile()
     with ThreadPoolExecutor(max(1, len(openings))) as pool:
         futures = {role: pool.submit(opening) for role, opening in openings.items()}
         try:
+            made = meanwhile()
             wait(futures.values())
-        except BaseException:  # Ctrl-C does not stop them: what they open is closed as it comes
+        except BaseException:  # this does not stop them: what they open is closed as it comes
             for future in futures.values():
                 future.add_done_callback(_close_opened)
             raise
     engines |= {role: future.result() for role, future in futures.items() if future.exception() is None}
     for future in futures.values():
         future.result()
+    return made
 
 
 def _close_opened(future: Future[Engine]) -> None:
@@ -204,6 +226,9 @@ def _require(homes: Mapping[str, Bundle], graphs: Mapping[str, Graph]) -> None:
 def _parts(
     bundle: Bundle, class_name: str, engines: Mapping[str, Engine], homes: Mapping[str, Bundle] | None = None
 ) -> Parts:
+    """All but the engines, which may still be on their way into their dictionary."""
+    for name in LATE:
+        importlib.import_module(name)
     manifest = bundle.manifest
     components = {role: (bundle, entry) for role, entry in manifest.components.items()}
     for role, home in (homes or {}).items():

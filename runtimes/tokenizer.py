@@ -8,14 +8,18 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import AddedToken
-from tokenizers import Tokenizer as _Tokenizer
 
 from .errors import BundleError, InputError
+from .late import Late
+
+if TYPE_CHECKING:
+    import tokenizers
+else:
+    tokenizers = Late("tokenizers")
 
 _log = logging.getLogger("ingot")
 
@@ -33,7 +37,7 @@ class Tokenizer:
 
     def __init__(self, file: Path) -> None:
         try:
-            self._tokenizer = _Tokenizer.from_file(str(file))
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises plain Exception
             raise BundleError(f"{file} is not a tokenizer: {error}") from error
         if self._tokenizer.truncation is None or self._tokenizer.padding is None:
@@ -97,7 +101,7 @@ class Tokenizer:
                 f"the token {token!r} cannot be added: it is empty, or the tokenizer has it; give another name"
             )
         names = [token, *(f"{token}_{i}" for i in range(1, len(rows)))]
-        self._tokenizer.add_tokens([AddedToken(name, normalized=True) for name in names])
+        self._tokenizer.add_tokens([tokenizers.AddedToken(name, normalized=True) for name in names])
         for name, row in zip(names, rows, strict=True):
             added = self._tokenizer.token_to_id(name)
             assert added is not None  # as of the line above
@@ -123,7 +127,7 @@ class Tokenizer:
     @cached_property
     def _plain(self) -> Any:
         """The tokenizer without cutting and padding."""
-        plain = _Tokenizer.from_str(self._tokenizer.to_str())
+        plain = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
         plain.no_truncation()
         plain.no_padding()
         return plain

@@ -175,6 +175,20 @@ def test_a_provider_that_does_not_start_is_no_silent_cpu(tiny_bundle: Path, monk
         ingot.load(tiny_bundle, device="cuda")
 
 
+def test_hidden_files_and_links_to_folders_are_left_alone(copy: Path, tmp_path: Path) -> None:
+    (copy / ".cache").mkdir()
+    (copy / ".cache" / "index").write_bytes(b"1")
+    (copy / "unet" / ".DS_Store").write_bytes(b"2")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "file").write_bytes(b"3")
+    (copy / "notes").symlink_to(tmp_path / "elsewhere")
+    Bundle.open(copy)
+    (copy / "deep" / "er").mkdir(parents=True)
+    (copy / "deep" / "er" / "model.onnx_data").write_bytes(b"4")
+    with pytest.raises(BundleError, match=r"trusted: deep/er/model\.onnx_data is not in the manifest$"):
+        Bundle.open(copy)
+
+
 def test_an_engine_or_precision_that_the_bundle_lacks_is_named(tiny_bundle: Path) -> None:
     with pytest.raises(InputError, match="has no graphs for float16; it has: onnx float32"):
         ingot.load(tiny_bundle, precision="float16")

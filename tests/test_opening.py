@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,9 +17,15 @@ from numpy.typing import NDArray
 import ingot
 from ingot.runtimes import load
 from ingot.runtimes.engines import Engine, onnx
-from ingot.runtimes.errors import EngineError
+from ingot.runtimes.errors import BundleError, EngineError
 from ingot.runtimes.load import _open_all
 from ingot.runtimes.signature import Signature
+
+ROLES = ("text_encoder", "unet", "vae_decoder")
+
+
+def nothing() -> None:
+    pass
 
 
 class Opened:
@@ -50,13 +57,26 @@ def opening(wait: threading.Barrier | None = None, error: Exception | None = Non
 def test_graphs_are_opened_at_once_and_stay_in_the_order_of_their_roles() -> None:
     engines: dict[str, Engine] = {}
     wait = threading.Barrier(3)
-    _open_all({name: opening(wait) for name in ("text_encoder", "unet", "vae_decoder")}, engines, together=True)
-    assert list(engines) == ["text_encoder", "unet", "vae_decoder"]
+    _open_all({name: opening(wait) for name in ROLES}, engines, together=True, meanwhile=nothing)
+    assert tuple(engines) == ROLES
+
+
+def test_what_needs_no_graph_is_made_in_the_thread_that_asked_while_they_are_opened() -> None:
+    engines: dict[str, Engine] = {}
+    wait = threading.Barrier(len(ROLES) + 1)
+
+    def made() -> int:
+        wait.wait(timeout=30)  # passes while all of them are being opened
+        return threading.get_ident()
+
+    found = _open_all({name: opening(wait) for name in ROLES}, engines, together=True, meanwhile=made)
+    assert (found, len(engines)) == (threading.get_ident(), 3)
 
 
 def test_one_after_another_they_are_opened_in_the_thread_that_asked() -> None:
     engines: dict[str, Any] = {}
-    _open_all({"a": opening(), "b": opening()}, engines, together=False)
+    made = _open_all({"a": opening(), "b": opening()}, engines, together=False, meanwhile=lambda: len(engines))
+    assert made == 2
     assert {engine.thread for engine in engines.values()} == {threading.get_ident()}
 
 
@@ -65,8 +85,89 @@ def test_the_first_error_by_role_is_raised_and_what_was_opened_is_there_to_close
     engines: dict[str, Engine] = {}
     openings = {"a": opening(), "b": opening(error=EngineError("b")), "c": opening(error=EngineError("c"))}
     with pytest.raises(EngineError, match=r"^b$"):
-        _open_all(openings, engines, together=together)
+        _open_all(openings, engines, together=together, meanwhile=nothing)
     assert list(engines) == ["a"]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_graphs_are_closed_when_the_rest_of_a_bundle_cannot_be_read(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, together: bool
+) -> None:
+    closed: list[str] = []
+    opened = load.open_engine
+
+    def noted(bundle: Any, graph: Any, **options: Any) -> Any:
+        engine = opened(bundle, graph, **options)
+        monkeypatch.setattr(engine, "close", lambda: closed.append(graph.files[0].partition("/")[0]))
+        return engine
+
+    def no_tokenizer(_: Path) -> Any:
+        raise BundleError("no tokenizer")
+
+    monkeypatch.setattr(load, "open_engine", noted)
+    monkeypatch.setattr(load, "Tokenizer", no_tokenizer)
+    with pytest.raises(BundleError, match="no tokenizer"):
+        ingot.load(tiny_bundle, engine="onnx", threads=2 if together else 1)
+    assert sorted(closed) == sorted(ROLES)
+
+
+def test_nothing_is_opened_before_every_file_is_known_to_be_whole(tiny_bundle: Path, tmp_path: Path) -> None:
+    """What is wrong with files goes before what is wrong with their engine."""
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    for name in ("text_encoder/model.onnx_data", "vae_encoder/model.onnx_data"):
+        with (bundle / name).open("r+b") as stream:
+            first = stream.read(1)
+            stream.seek(0)
+            stream.write(bytes([first[0] ^ 1]))
+    script = f"""
+import sys
+sys.modules["onnxruntime"] = None  # not installed
+import ingot
+try:
+    ingot.load({str(bundle)!r}, engine="onnx", device="cpu")
+except ingot.BundleError as error:
+    print(error)
+try:
+    ingot.load({str(tiny_bundle)!r}, engine="onnx", device="cpu")
+except ingot.EngineError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    changed, missing = done.stdout.splitlines()
+    assert "text_encoder/model.onnx_data has another sha256" in changed
+    assert "vae_encoder/model.onnx_data has another sha256" in changed
+    assert "pip install onnxruntime" in missing
+
+
+def test_pictures_and_tokenizers_are_imported_while_graphs_are_opened(tiny_bundle: Path) -> None:
+    script = f"""
+import sys, threading
+import ingot
+ingot.load
+from ingot.runtimes import load, pipelines
+pipelines.pipeline_class("StableDiffusionPipeline")
+late = {{*load.LATE, "tokenizers"}}
+assert not late & set(sys.modules), late & set(sys.modules)
+ingot.load({str(tiny_bundle)!r}, engine="onnx").close()
+assert late <= set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_pictures_are_made_where_no_bundle_was_loaded() -> None:
+    script = """
+import sys
+import numpy as np
+from ingot.runtimes.images import to_pil, to_pixels
+assert "PIL.Image" not in sys.modules
+picture, = to_pil(np.full((1, 4, 6, 3), 0.5, np.float32))
+assert (picture.size, picture.getpixel((0, 0))) == ((6, 4), (128, 128, 128))
+assert to_pixels(picture, (8, 12)).shape == (1, 3, 8, 12)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_picture_does_not_depend_on_how_the_graphs_were_opened(tiny_bundle: Path) -> None:
@@ -84,6 +185,11 @@ def test_on_a_processor_onnx_runtime_plans_no_memory_beforehand() -> None:
     assert not on_cpu.enable_mem_pattern
     assert elsewhere.enable_mem_reuse
     assert elsewhere.enable_mem_pattern
+
+
+def test_a_thread_without_work_soon_sleeps() -> None:
+    found = onnx._options(2, True, True).get_session_config_entry("session.intra_op.spin_duration_us")
+    assert int(found) == onnx.SPIN_US <= 1000
 
 
 def test_openvinos_converter_is_imported_when_it_is_asked_for() -> None:
@@ -125,5 +231,5 @@ def test_what_is_opened_after_an_interrupt_is_closed(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(load, "wait", interrupted)
     engines: dict[str, Engine] = {}
     with pytest.raises(KeyboardInterrupt):
-        _open_all({"unet": Closing, "vae_decoder": Closing}, engines, together=True)
+        _open_all({"unet": Closing, "vae_decoder": Closing}, engines, together=True, meanwhile=nothing)
     assert (engines, closed) == ({}, ["one", "one"])

@@ -14,19 +14,21 @@ from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..engines import Engine, Later
 from ..engines._weights import Adaptable
 from ..errors import EngineError, InputError
-from .file import read_lora
-from .plan import Lora, Shapes, plan
+
+if TYPE_CHECKING:  # every pipeline imports this file, and few have LoRAs to read
+    from .plan import Lora, Shapes
 
 Loras = Iterable[tuple[str | Path, float]]
 """Files with their scales; they add up."""
 
-__all__ = ["Lora", "Loras", "apply_loras", "read_loras"]
+__all__ = ["Loras", "apply_loras", "read_loras"]
 
 FUSE = "`ingot export MODEL --lora FILE:SCALE` (ingot.export(loras=…)) writes it into a bundle for good"
 
@@ -45,6 +47,8 @@ def apply_loras(
     began with. Raises InputError for a file or a scale that cannot be used, a LoRA for another base and a quantized graph,
     EngineError where an engine cannot change its weights.
     """
+    from .plan import plan
+
     given = read_loras(loras)
 
     @cache
@@ -63,6 +67,9 @@ def apply_loras(
 
 def read_loras(loras: Loras) -> list[Lora]:
     """The LoRAs with their layers. Raises InputError for what is no list of (file, scale)."""
+    from .file import read_lora
+    from .plan import Lora
+
     if isinstance(loras, str | Path) or not isinstance(loras, Iterable):
         raise _not_a_list(loras)
     found = []

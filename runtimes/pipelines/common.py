@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ..engines import Engine
 from ..errors import InputError
@@ -17,6 +16,9 @@ from ..loras import Loras, apply_loras
 from ..loras.gate import Call, Gate
 from ..noise import Generator
 from ..signature import Dim
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Array = NDArray[Any]
 Seed = int | Sequence[int] | None

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from ..errors import InputError
 from ..images import to_pictures
+from ..late import Late
 from .call import INPAINTING, Call
 
-Overlay = Callable[[Image.Image], Image.Image]
-Box = tuple[int, int, int, int]  # left, top, right, bottom
+if TYPE_CHECKING:
+    from PIL import Image
+else:
+    Image = Late("PIL.Image")
 
-_LANCZOS = Image.Resampling.LANCZOS
+Overlay = Callable[["Image.Image"], "Image.Image"]
+Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 def cut(call: Call, size: tuple[int, int]) -> Overlay | None:
@@ -85,7 +89,7 @@ def filled(image: Image.Image, size: tuple[int, int]) -> Image.Image:
         high = image.height * width // image.width
     else:
         wide = image.width * height // image.height
-    resized, made = image.resize((wide, high), _LANCZOS), Image.new("RGB", (width, height))
+    resized, made = image.resize((wide, high), Image.Resampling.LANCZOS), Image.new("RGB", (width, height))
     left, top = width // 2 - wide // 2, height // 2 - high // 2
     made.paste(resized, (left, top))
     for at, box in (((0, 0), (0, 0, wide, 0)), ((0, top + high), (0, high, wide, high))) if top else ():
@@ -104,5 +108,6 @@ def _covering(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     else:
         wide = image.width * height // image.height
     made = Image.new("RGB", (width, height))
-    made.paste(image.resize((wide, high), _LANCZOS), (width // 2 - wide // 2, height // 2 - high // 2))
+    resized = image.resize((wide, high), Image.Resampling.LANCZOS)
+    made.paste(resized, (width // 2 - wide // 2, height // 2 - high // 2))
     return made

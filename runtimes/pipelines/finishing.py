@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from ..images import from_pil, to_pil
 from .base import Parts, Pipeline
@@ -11,6 +11,9 @@ from .preview import EXTRA as PREVIEW
 from .preview import Preview
 from .safety import PROCESSOR, ROLE, SafetyChecker
 from .vae import DECODER, VAE
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class Finishing(Pipeline):

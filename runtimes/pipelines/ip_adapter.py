@@ -15,10 +15,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from ..engines import Arrays, run_in_batches
 from ..errors import InputError
@@ -28,6 +27,9 @@ from ..signature import TensorSpec
 from .base import Parts
 from .call import Call
 from .common import Array, check_array, check_number
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 ENCODER = "image_encoder"
 SCALE = (

@@ -8,13 +8,19 @@ A pixel for each latent, in microseconds, where the decoder takes seconds.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from ..errors import InputError
 from ..images import to_pil, to_unit
+from ..late import Late
 from .common import Array
+
+if TYPE_CHECKING:
+    from PIL import Image
+else:
+    Image = Late("PIL.Image")
 
 EXTRA = "latents_to_rgb"  # among the extras of the VAE's decoder
 

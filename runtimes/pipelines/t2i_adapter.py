@@ -21,7 +21,6 @@ from .call import Call
 from .common import Array, check_number, check_size
 from .control_net import of_nets
 from .controls import Batch, of_each, require_for_prompts
-from .stable_diffusion_xl_conditions import XLCall
 
 ADAPTERS = ("adapter", *(f"adapter_{number}" for number in range(2, 9)))
 FEATURES = "down_intrablock_additional_residuals"  # the UNet's inputs, a number each
@@ -90,6 +89,8 @@ def _counted(call: Call) -> int | None:
     scheduler of second order makes two a step: there the second half goes without. Given timesteps, and those of a run that
     begins late or ends early, count as they are.
     """
+    from .stable_diffusion_xl_conditions import XLCall  # for these bundles alone
+
     if not isinstance(call, XLCall) or call.custom or call.strength is not None or call.denoising_start is not None:
         return None
     if call.denoising_end not in (None, 1):
