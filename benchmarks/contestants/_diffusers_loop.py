@@ -20,6 +20,8 @@ KNOWN = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "LatentConsiste
 class Loop:
     """A pipeline with diffusers' `__call__`, ready to be called: see `measure.Opened`."""
 
+    packages: tuple[str, ...] = ()  # the module's own, unless options want others
+
     def __init__(self, pipe: Any, task: Task, files: list[str], notes: Iterable[str] = ()) -> None:
         self.notes, self.files = list(notes), files
         self._pipe, self._task = pipe, task

@@ -1,14 +1,17 @@
-"""diffusers on torch, as its quickstart runs it. Options: dtype = float32 | bfloat16 | float16; device, torch's name of it."""
+"""diffusers on torch, as its quickstart runs it. Options: dtype = float32 | bfloat16 | float16; device, torch's name of it;
+attention = sdpa | math; fuse_qkv, channels_last, tf32 = true; quantize = int8-dynamic, by torchao.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+from . import _diffusers_options as faster
 from ._diffusers_loop import Loop, check, prepare
 from .measure import Clock, Task
 
 PACKAGES = ("diffusers", "transformers", "torch", "accelerate")
-OPTIONS = ("dtype", "device")
+OPTIONS = ("dtype", "device", *faster.OPTIONS)
 TYPES = ("float32", "bfloat16", "float16")
 
 
@@ -22,18 +25,27 @@ def load_libraries() -> None:
 def open_model(task: Task, clock: Clock) -> Loop:
     """The checkpoint on its device, the processor where none is named."""
     pipe, notes = loaded(task, check(task, OPTIONS))
+    return opened(pipe, task, clock, notes)
+
+
+def opened(pipe: Any, task: Task, clock: Clock, notes: list[str]) -> Loop:
+    """A pipeline that is loaded, ready to be called."""
     prepare(pipe, task, clock)
-    return Loop(pipe, task, files(pipe, task.model), notes)
+    loop = Loop(pipe, task, files(pipe, task.model), notes)
+    loop.packages = (*PACKAGES, "torchao") if "quantize" in task.options else PACKAGES
+    return loop
 
 
 def loaded(task: Task, pipeline: str) -> tuple[Any, list[str]]:
-    """The pipeline in its type, and what differs from float32. Nobody in a benchmark runs a safety checker."""
+    """The pipeline in its type, as its options want it, and what that changes. Nobody in a benchmark runs a safety checker."""
     import torch
     from diffusers import DiffusionPipeline
 
     name = str(task.options.get("dtype", "float32"))
     if name not in TYPES:
         raise ValueError(f"dtype {name!r}; there are {', '.join(TYPES)}")
+    faster.check_values(task.options)
+    faster.require_device(task.options)
     torch.set_num_threads(task.threads)
     unchecked = {} if "XL" in pipeline else {"safety_checker": None, "requires_safety_checker": False}
     pipe = DiffusionPipeline.from_pretrained(
@@ -41,7 +53,8 @@ def loaded(task: Task, pipeline: str) -> tuple[Any, list[str]]:
     )
     device = str(task.options.get("device", "cpu"))
     notes = [] if name == "float32" else [f"weights and sums in {name}"]
-    return pipe.to(device), notes if device == "cpu" else [*notes, f"on the device {device}"]
+    notes += [] if device == "cpu" else [f"on the device {device}"]
+    return pipe, notes + faster.configure(pipe.to(device), task.options)
 
 
 def files(pipe: Any, model: str) -> list[str]:
