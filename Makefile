@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 PEERS := .venv-peers
 
-.PHONY: dev report peers bench-env format lint types test check demo bench vendor wheel clean
+.PHONY: dev report report-full-size peers bench-env format lint types test check demo bench vendor wheel clean
 
 dev: $(STAMP)
 
@@ -64,14 +64,16 @@ bench: $(STAMP)
 vendor: $(STAMP)
 	$(BIN)/python -m ingot.benchmarks.harness.vendor
 
-# The report of this machine that the README links: Shapes on Ingot's engines beside the peers. Takes some ten minutes.
+# The report of this machine that the README links: Shapes on Ingot's engines and the best recipe a step at a time, beside the
+# peers. Takes some ten minutes.
 REPORT := docs/report
 report: $(STAMP) bench-env
-	test -d out/report-bundle || $(BIN)/ingot export shapes -o out/report-bundle --to onnx,openvino
-	$(BIN)/ingot inspect out/report-bundle | grep -q int8-static || $(BIN)/ingot quantize out/report-bundle --scheme int8-static --calibrate benchmarks/prompts.txt
-	$(BIN)/ingot bench out/report-bundle --baseline diffusers,optimum-onnx,optimum-intel,openvino-genai --guidance-scale 4 \
-	    --steps 20 --rounds 5 --title "Shapes on two cores" --overwrite --output $(REPORT)
-	rm -rf $(REPORT)/work
+	$(BIN)/python -m ingot.benchmarks.report shapes out/report --output $(REPORT)
+
+# The same for Stable Diffusion 1.5's size with random weights: an hour or more, and 40 GB in WORK, where a stop loses little
+WORK := out/full-size
+report-full-size: $(STAMP) bench-env
+	$(BIN)/python -m ingot.benchmarks.report full-size $(WORK) --output $(REPORT)-full-size
 
 wheel: $(STAMP)
 	rm -rf dist build/lib build/bdist* && $(BIN)/python -m build --wheel

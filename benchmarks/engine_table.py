@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from ingot.runtimes.errors import EngineError
 from ingot.runtimes.metrics import image_psnr
 from ingot.shapes import MODEL_DIR, score
 
+from .contestants._process import peak_mib
 from .harness.prompts import OF_SHAPES
 
 PROMPTS = list(OF_SHAPES)
@@ -109,14 +109,6 @@ def run_here(bundle: Path, name: str, output: Path) -> dict[str, float]:
     return {
         "load_s": loaded - start, "first_s": first - loaded, "picture_s": (done - first) / len(PROMPTS), "peak_mib": peak_mib(),
     }  # fmt: skip
-
-
-def peak_mib() -> float:
-    """This process's peak resident memory. Where Linux tells it, not getrusage's, which counts the parent before exec."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def open_ingot(bundle: Path, name: str) -> Any:

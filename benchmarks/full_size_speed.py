@@ -25,7 +25,8 @@ from ingot.runtimes.engines import open_with
 from ingot.runtimes.errors import IngotError
 from ingot.runtimes.manifest import Graph
 
-from .engine_table import peak_mib
+from .contestants._process import peak_mib
+from .random_checkpoint import saved
 
 SCHEMES = {"onnx": ("int8-dynamic", "int8-static"), "openvino": ("int8-weights", "int8-static")}
 PROMPTS = ["a lighthouse on a cliff", "a bowl of fruit"]  # random weights: any will do
@@ -51,15 +52,10 @@ def main() -> None:
 
 def prepared(work: Path) -> Bundle:
     """The checkpoint, its bundle and the quantized graphs, as far as they are not there yet."""
-    checkpoint, folder = work / "checkpoint", work / "speed-bundle"
-    if not checkpoint.exists():
-        subprocess.run(
-            [sys.executable, "-c", f"from ingot.benchmarks.full_size import save; save({str(checkpoint)!r})"],
-            check=True,
-        )
+    checkpoint, folder = saved(work / "checkpoint"), work / "speed-bundle"
     if not folder.exists():
-        for command in (["export", str(checkpoint), "-o", str(folder), "--to", "onnx,openvino"],):
-            subprocess.run([sys.executable, "-m", "ingot.cli", *command], check=True)
+        command = ["export", str(checkpoint), "-o", str(folder), "--to", "onnx,openvino"]
+        subprocess.run([sys.executable, "-m", "ingot.cli", *command], check=True)
     held = {(g.engine, g.precision) for g in Bundle.open(folder, hashes=False).component("unet").graphs}
     for engine, schemes in SCHEMES.items():
         for scheme in schemes:

@@ -1,54 +1,46 @@
 """What each scheme costs and brings, on every engine: `python -m ingot.benchmarks.scheme_table FOLDER [--count 50]`.
 
-Casts Shapes, quantizes it in every scheme that each engine has, and draws held-out captions with each in a process of its
-own, diffusers in float32 first. Engines that this machine does not have stand with what was measured while quantizing.
+Casts Shapes, quantizes it in every scheme that each engine has, and has `ingot bench` draw held-out captions with each, beside
+diffusers in float32; its report is FOLDER/report. Engines that this machine does not have stand with what was measured while
+quantizing.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 import ingot
 from ingot.quantization.toolchains import toolchain
 from ingot.runtimes.bundle import Bundle
+from ingot.runtimes.choice import engines_of, pick
 from ingot.runtimes.errors import IngotError
-from ingot.runtimes.manifest import Graph, Manifest
-from ingot.runtimes.metrics import image_psnr, image_ssim
-from ingot.shapes import score, split
+from ingot.shapes import split
 
-from .engine_table import GUIDANCE, STEPS, open_diffusers, peak_mib, size, why_not
+from .harness import grid
+from .harness.summary import Line, summarize
 
 TARGETS = ("onnx", "openvino", "torch", "coreml", "tensorrt")
-BATCH = 10
+STEPS, BATCH = 20, 10
+ROLES = ("text_encoder", "unet", "vae_decoder")
 HALVES = {"float16": "fp16", "bfloat16": "bf16"}
 HEAD = "| engine | scheme | MB | times smaller | s per step | peak MiB | PSNR, dB | SSIM | checker |"
 
 
 def main() -> None:
-    """Make the bundle where there is none, quantize it where it is not, print the table; or be one of its processes."""
+    """Make the bundle where there is none, quantize it where it is not, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--count", type=int, default=50, help="held-out captions to draw (default: 50)")
+    parser.add_argument(
+        "--count", type=int, default=50, help=f"held-out captions to draw, a multiple of {BATCH} (default: 50)"
+    )
     parser.add_argument("--to", default="onnx,openvino,torch,coreml", help=f"of {', '.join(TARGETS)}")
-    parser.add_argument("--worker", nargs=2, metavar=("ENGINE", "PRECISION"))
     options = parser.parse_args()
-    if options.worker:
-        engine, precision = options.worker
-        print(json.dumps(run_here(options.folder, engine, precision, options.count)))
-        return
+    if options.count < BATCH or options.count % BATCH:
+        parser.error(f"--count {options.count}: a multiple of {BATCH} is needed")
     bundle = prepared(options.folder, options.to.split(","))
-    for row in table(bundle, options.count):
-        print(row, flush=True)
+    print("\n".join(table(Bundle.open(bundle, hashes=False), measured(bundle, options.count))))
 
 
 def prepared(folder: Path, targets: list[str]) -> Path:
@@ -62,7 +54,7 @@ def prepared(folder: Path, targets: list[str]) -> Path:
             options={"coreml": {"deployment_target": "iOS18"}} if "coreml" in targets else {},
         )
     prompts = [scene.caption for scene in split()[0][:16]]  # seen in training: calibration is no test
-    held = names(Bundle.open(bundle, hashes=False).manifest)
+    held = names(Bundle.open(bundle, hashes=False))
     for engine in targets:
         done = {scheme for target, scheme in held if target == engine}
         done |= {HALVES[dtype] for dtype in done & HALVES.keys()}  # floats that are halves already
@@ -83,124 +75,58 @@ def quantized(bundle: Path, engine: str, schemes: list[str], prompts: list[str])
             print(f"{engine} {schemes[0]}: {error}", file=sys.stderr)
 
 
-def names(manifest: Manifest) -> list[tuple[str, str]]:
-    """Engines and precisions of the bundle's UNets, floats first."""
-    graphs = [graph for graph in manifest.components["unet"].graphs if not graph.form or graph.quantization]
-    graphs.sort(key=lambda graph: graph.quantization is not None)
-    found = [(graph.engine, graph.precision) for graph in graphs]
-    return [pair for engine in dict.fromkeys(engine for engine, _ in found) for pair in found if pair[0] == engine]
+def names(bundle: Bundle) -> list[tuple[str, str]]:
+    """Engines and precisions of a bundle."""
+    return [(engine, scheme) for engine in engines_of(bundle, ROLES) for scheme in grid.precisions(bundle, engine)]
 
 
-def table(bundle: Path, count: int) -> Iterator[str]:
-    """The table's lines, as they are measured."""
-    manifest = Bundle.open(bundle, hashes=False).manifest
-    reference = run(bundle, "diffusers", "float32", count)
-    truth = pictures(bundle, "diffusers", "float32")
-    full = 4 * sum(entry.parameters for role, entry in manifest.components.items() if role != "vae_encoder") / 1e6
-    yield HEAD
-    yield "|---" * (HEAD.count("|") - 1) + "|"
-    yield line("diffusers", "float32", size(manifest, "diffusers"), full, reference, None)
-    for engine, precision in names(manifest):
-        megabytes = weight(manifest, engine, precision)
-        if why_not(engine):
-            quality = manifest.quality.get(f"{engine} {precision}")
-            psnr = "" if quality is None else f"{quality.psnr_db or np.inf:.1f} (emulated)"
-            ssim = "" if quality is None else f"{quality.ssim:.3f}"
-            checker = (
-                "" if quality is None or quality.checker is None else f"{quality.checker:.0%} of {quality.prompts}"
-            )
-            yield f"| {engine} | {precision} | {megabytes:.1f} | {full / megabytes:.1f} | | | {psnr} | {ssim} | {checker} |"
-            continue
-        found = run(bundle, engine, precision, count)
-        drawn = pictures(bundle, engine, precision)
-        yield line(engine, precision, megabytes, full, found, (image_psnr(truth, drawn), image_ssim(truth, drawn)))
+def measured(bundle: Path, count: int) -> list[Line]:
+    """diffusers and what of the bundle runs here: one process each, whose first batch's time is left out."""
+    report = ingot.bench(
+        bundle, baseline=["diffusers"], prompts=[scene.caption for scene in split()[1][:count]], batch=[BATCH], steps=[STEPS],
+        guidance_scale=4.0, scheduler="DPMSolverMultistepScheduler", rounds=1, calls=count // BATCH - 1,
+        output=bundle.parent / "report", overwrite=True, title="Shapes in every scheme",
+    )  # fmt: skip
+    return summarize(report)
 
 
-def line(
-    engine: str, precision: str, megabytes: float, full: float, found: dict[str, float], far: tuple[float, float] | None
-) -> str:
-    """One row."""
-    psnr, ssim = ("-", "-") if far is None else (f"{far[0]:.1f}", f"{far[1]:.3f}")
+def table(bundle: Bundle, lines: list[Line]) -> list[str]:
+    """Markdown: the reference first; what does not run here by what its bundle says of it."""
+    found = {line.contestant: line for line in lines}
+    full = (
+        4 * sum(entry.parameters for role, entry in bundle.manifest.components.items() if role != "vae_encoder") / 1e6
+    )
+    rows = [HEAD, "|---" * (HEAD.count("|") - 1) + "|", _row("diffusers", "float32", found["diffusers"], full)]
+    for engine, scheme in names(bundle):
+        line = found.get(f"{engine} {scheme}")
+        rows.append(_row(engine, scheme, line, full) if line else _emulated(bundle, engine, scheme, full))
+    return rows
+
+
+def _row(engine: str, scheme: str, line: Line, full: float) -> str:
+    if line.error or line.picture_s is None or line.quality is None:
+        return f"| {engine} | {scheme} | {line.error or 'nothing was measured'} | | | | | | |"
+    quality, megabytes = line.quality, line.artifact_mb or full
+    psnr = "-" if line.reference else "equal" if quality.equal else f"{quality.psnr_db:.1f}"
+    ssim = "-" if line.reference else f"{quality.ssim:.3f}"
+    step_s = line.picture_s.median / STEPS
     return (
-        f"| {engine} | {precision} | {megabytes:.1f} | {full / megabytes:.1f} | {found['step_s']:.4f} | {found['peak_mib']:.0f} "
-        f"| {psnr} | {ssim} | {found['checker']:.0%} |"
+        f"| {engine} | {scheme} | {megabytes:.1f} | {full / megabytes:.1f} | {step_s:.4f} | {line.peak_mib or 0:.0f} "
+        f"| {psnr} | {ssim} | {quality.checker:.0%} |"
     )
 
 
-def weight(manifest: Manifest, engine: str, precision: str) -> float:
-    """Megabytes of what runs: each component's graph in the precision, or the one that stands in for it."""
-    graphs = (chosen(manifest, role, engine, precision) for role in ("text_encoder", "unet", "vae_decoder"))
-    return sum(manifest.files[file].size for graph in graphs for file in graph.files) / 1e6
-
-
-def chosen(manifest: Manifest, role: str, engine: str, precision: str) -> Graph:
-    """The graph that `ingot.load(precision=...)` takes."""
-    own = (
-        manifest.quality[f"{engine} {precision}"].graphs.get(role)
-        if f"{engine} {precision}" in manifest.quality
-        else precision
-    )
-    graphs = [graph for graph in manifest.components[role].graphs if graph.engine == engine]
-    return next((graph for graph in graphs if graph.precision == own), graphs[0])
-
-
-def run(bundle: Path, engine: str, precision: str, count: int) -> dict[str, float]:
-    """One row's figures, in a process of its own."""
-    command = [
-        sys.executable,
-        "-m",
-        "ingot.benchmarks.scheme_table",
-        str(bundle),
-        "--count",
-        str(count),
-        "--worker",
-        engine,
-        precision,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{engine} {precision} failed:\n{done.stderr}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-def run_here(bundle: Path, engine: str, precision: str, count: int) -> dict[str, float]:
-    """Draw the captions in batches; seconds are of a step of one picture, the first batch left out."""
-    prompts = [scene.caption for scene in split()[1][:count]]
-    generate = open_diffusers() if engine == "diffusers" else _pipeline(bundle, engine, precision)
-    generate(prompts[:BATCH], list(range(BATCH)))
-    drawn, began = [], time.perf_counter()
-    for start in range(0, count, BATCH):
-        drawn.append(generate(prompts[start : start + BATCH], list(range(start, min(start + BATCH, count)))))
-    seconds = time.perf_counter() - began
-    found = np.concatenate(drawn)
-    file = _file(bundle, engine, precision)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    np.save(file, found)
-    return {"step_s": seconds / count / STEPS, "peak_mib": peak_mib(), "checker": score(prompts, found)["all"]}
-
-
-def pictures(bundle: Path, engine: str, precision: str) -> NDArray[Any]:
-    """What a row's process drew."""
-    found: NDArray[Any] = np.load(_file(bundle, engine, precision))
-    return found
-
-
-def _file(bundle: Path, engine: str, precision: str) -> Path:
-    return bundle.parent / "pictures" / f"{engine}-{precision}.npy"
-
-
-def _pipeline(bundle: Path, engine: str, precision: str) -> Any:
-    from ingot.runtimes.schedulers import DPMSolverMultistepScheduler
-
-    pipe = ingot.load(bundle, engine=engine, precision=precision)
-    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
-
-    def generate(prompts: list[str], seeds: list[int]) -> NDArray[Any]:
-        made = pipe(prompts, num_inference_steps=STEPS, guidance_scale=GUIDANCE, seed=seeds, progress=False)
-        return np.stack([np.asarray(picture) for picture in made.images])
-
-    return generate
+def _emulated(bundle: Bundle, engine: str, scheme: str, full: float) -> str:
+    """What quantizing measured, by the engine's emulation."""
+    files = {file for graph in pick(bundle, ROLES, engine, scheme).values() for file in graph.files}
+    megabytes = sum(bundle.manifest.files[file].size for file in files) / 1e6
+    quality = bundle.manifest.quality.get(f"{engine} {scheme}")
+    told = ["", "", ""]
+    if quality is not None:
+        psnr = "equal" if quality.psnr_db is None else f"{quality.psnr_db:.1f}"
+        checker = "" if quality.checker is None else f"{quality.checker:.0%} of {quality.prompts}"
+        told = [f"{psnr} (emulated)", f"{quality.ssim:.3f}", checker]
+    return f"| {engine} | {scheme} | {megabytes:.1f} | {full / megabytes:.1f} | | | {' | '.join(told)} |"
 
 
 if __name__ == "__main__":

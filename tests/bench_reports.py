@@ -96,6 +96,7 @@ def picture(seed: int, psnr_db: float | None, size: int = 64) -> np.ndarray:
 def report(
     folder: Path | None = None, jobs: Sequence[Job] | None = None, count: int = len(KNOWN), rounds: int = 3,
     name: str = "{}", quality: bool = True, failing: Sequence[int] = (), noisy: bool = False, picture_size: int = 64,
+    notes: Sequence[str] = (),
 ) -> Report:  # fmt: skip
     """A report. With a folder its pictures are written there; contestants whose index is in `failing` died before any run."""
     jobs = list(jobs or [job()])
@@ -110,7 +111,7 @@ def report(
         ingot="0.1.0", command="ingot bench out/shapes --baseline diffusers -o report", began="2026-01-02T03:04:05Z", seconds=1234.5,
         title="Shapes on two cores", machine=machine(), noise=Noise(probe_ms=[101.0, 102.5, 103.0], spread=0.02, busy=0.03, noisy=noisy,
         why="the probe's times spread by 31 %" if noisy else ""), rounds=rounds, reference=reference, jobs=jobs,
-        contestants=[who for who, _ in asked], rows=rows,
+        contestants=[who for who, _ in asked], rows=rows, notes=list(notes),
     )  # fmt: skip
 
 

@@ -64,3 +64,19 @@ def tiny_bundle(tiny_sd: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path
     import ingot
 
     return ingot.export(tiny_sd.folder, tmp_path_factory.mktemp("bundle") / "tiny", progress=False)
+
+
+@pytest.fixture(scope="session")
+def coreml_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shapes as a bundle for Core ML in float32."""
+    from .coreml_packages import export_shapes
+
+    return export_shapes(tmp_path_factory.mktemp("coreml") / "shapes")
+
+
+@pytest.fixture(scope="session")
+def coreml_export(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Any:
+    """A component of a tiny pipeline and its Core ML packages, each converted once a session: that takes seconds."""
+    from .coreml_packages import exporter
+
+    return exporter(lambda: tmp_path_factory.mktemp("graph"), lambda name: request.getfixturevalue(f"tiny_{name}").pipe)

@@ -222,6 +222,10 @@ def test_what_was_measured_before_a_stop_is_kept(
         ingot.bench(tiny_bundle, contestant=["first:", "second:"], output=tmp_path / "report", progress=False)
     kept = msgspec.json.decode((tmp_path / "report" / "report.json").read_bytes(), type=Report)
     assert [[each.round for each in row.runs] for row in kept.rows] == [[1], []]
+    note = "stopped in round 1 of 3: what was measured until then stands here"
+    assert note in kept.notes
+    for file in ("report.md", "report.html"):
+        assert note in (tmp_path / "report" / file).read_text()
     again = ingot.bench(tiny_bundle, contestant=["first:"], output=tmp_path / "report", overwrite=True, progress=False)
     assert len(again.rows[0].runs) == 3
 

@@ -149,7 +149,7 @@ def test_names_and_notes_are_text_wherever_they_come(tmp_path: Path) -> None:
     machine = msgspec.structs.replace(report.machine, processor=EVIL, system=EVIL, flags=[EVIL], gpu=EVIL, limit=EVIL)
     noise = msgspec.structs.replace(report.noise, noisy=True, why=EVIL)
     report = msgspec.structs.replace(
-        report, rows=rows, machine=machine, noise=noise, title=EVIL, command=EVIL, ingot=EVIL
+        report, rows=rows, machine=machine, noise=noise, title=EVIL, command=EVIL, ingot=EVIL, notes=[EVIL]
     )
     read, plain = (
         Read(written(report, tmp_path)),
@@ -214,6 +214,17 @@ def test_a_noisy_machine_is_told_first(tmp_path: Path, changed: dict[str, bool],
     assert ("The machine was noisy." in text) is told
     if told:
         assert text.index("The machine was noisy.") < text.index('id="findings"')
+
+
+def test_what_is_missing_is_told_before_the_findings(tmp_path: Path) -> None:
+    notes = ["no quality: a & b", "diffusers: no pictures: OSError: disk full"]
+    text = written(bench_reports.report(count=2, notes=notes), tmp_path)
+    read = Read(text)
+    (told,) = read.find("div", role="note")
+    assert told[0]["aria-labelledby"] == "missing"
+    assert told[1] == "Missing from this report" + "".join(notes)
+    assert text.index('id="missing"') < text.index('id="findings"')
+    assert Read(written(bench_reports.report(count=2), tmp_path)).find("div", role="note") == []
 
 
 def test_the_frontier_is_who_nobody_beats() -> None:

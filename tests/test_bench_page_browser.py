@@ -17,13 +17,14 @@ from . import bench_reports
 from .browser import Browser
 
 LONG = "a rather long name & <i>markup</i>, {} with cache_interval=3, guidance_end=0.6 and whatever else was asked"
+NOTES = [f"no quality: there is no file {'/a-folder-with-a-long-name' * 9}", "diffusers: no pictures: the disk is full"]
 PAGES = {
     "ten": {},
     "grid": {"jobs": bench_reports.grid(), "failing": [4]},
     "forty": {"count": 40, "failing": [3, 17]},
-    "long": {"count": 9, "name": LONG},
+    "long": {"count": 9, "name": LONG, "notes": NOTES},
     "one": {"count": 1, "quality": False, "rounds": 1},
-    "failed": {"count": 3, "failing": [0, 1, 2], "noisy": True},
+    "failed": {"count": 3, "failing": [0, 1, 2], "noisy": True, "notes": NOTES},
     "nobody": {"count": 0},
 }
 DRAWN = {"ten": 9, "grid": 14, "forty": 9, "long": 9, "one": 9, "failed": 0, "nobody": 0}
@@ -90,6 +91,24 @@ def test_it_never_scrolls_sideways(browser: Browser, folder: Path, name: str, wi
     assert browser.evaluate(
         "document.querySelector('#table .scroll').scrollWidth > document.querySelector('#table .scroll').clientWidth"
     )
+
+
+@pytest.mark.parametrize(("width", "dark"), [(360, True), (1400, False)])
+def test_what_is_missing_is_read_and_heard_first(browser: Browser, folder: Path, width: int, dark: bool) -> None:
+    show(browser, folder, "failed", width=width, dark=dark)
+    place = "document.querySelector('[aria-labelledby=missing]')"
+    assert browser.evaluate(f"[...{place}.querySelectorAll('li')].map(one => one.textContent)") == NOTES
+    left, right, bottom = browser.evaluate(
+        f"(box => [box.left, box.right, box.bottom])({place}.getBoundingClientRect())"
+    )
+    assert 0 < left < right < width
+    assert 0 < bottom < browser.evaluate("document.getElementById('findings').getBoundingClientRect().top")
+    heard = [
+        node["name"]["value"]
+        for node in browser.send("Accessibility.getFullAXTree")["nodes"]
+        if not node["ignored"] and node["role"]["value"] == "note" and "name" in node
+    ]
+    assert "Missing from this report" in heard
 
 
 @pytest.mark.parametrize(

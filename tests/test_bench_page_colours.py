@@ -62,12 +62,20 @@ def lab(rgb: np.ndarray) -> np.ndarray:
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_role_of_the_timeline_has_a_colour(theme: str) -> None:
+    (listed,) = re.findall(r"const ROLES = \{([^}]*)\}", (ASSETS / "timeline.js").read_text())
+    roles = re.findall(r"(\w+):", listed)
+    assert {"unet", "unet_shallow", "vae_decoder"} < set(roles)
+    assert {f"role-{role.replace('_', '-')}" for role in roles} <= set(themes()[theme])
+
+
 @pytest.mark.parametrize("lack", list(LACKS))
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_colours_are_told_apart_by_the_colour_blind(theme: str, lack: str) -> None:
     """What lies side by side in a bar, at a distance of 15 or more: 2.3 is just noticeable."""
     found, matrix = themes()[theme], np.array(LACKS[lack])
-    roles = [f"role-{name}" for name in ("text-encoder", "unet", "scheduler", "vae-decoder", "rest")]
+    roles = [f"role-{name}" for name in ("text-encoder", "unet", "unet-shallow", "scheduler", "vae-decoder", "rest")]
     for names, least in (
         ([f"part-{index}" for index in range(4)], 15),
         (roles, 15),

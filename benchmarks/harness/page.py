@@ -59,6 +59,7 @@ def page(report: Report, lines: Sequence[Line], folder: Path) -> str:
         "style": (ASSETS / "page.css").read_text(encoding="utf-8"),
         "heading": text.heading(report),
         "banner": text.banner(report),
+        "missing": text.missing(report),
         "findings": findings(report, lines),
         "pictures-note": text.pictures_note(left_out),
         "table": text.table(report, lines),

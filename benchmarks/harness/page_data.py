@@ -18,7 +18,6 @@ PICTURE_BUDGET = 24 * 2**20  # bytes of PNG that a page holds; equal pictures ar
 _NAMES = {  # what others call what bundles call by these
     "fp32": "float32", "f32": "float32", "fp16": "float16", "f16": "float16", "bf16": "bfloat16",
 }  # fmt: skip
-ROLES = ("text_encoder", "vae_encoder", "unet", "transformer", "scheduler", "vae_decoder")
 
 
 class Measure(NamedTuple):

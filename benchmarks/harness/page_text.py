@@ -73,6 +73,17 @@ def banner(report: Report) -> str:
     )
 
 
+def missing(report: Report) -> str:
+    """What could not be made of the report, and why."""
+    if not report.notes:
+        return ""
+    listed = "".join(f"<li>{escape(note)}</li>" for note in report.notes)
+    return (
+        '<div class="wide banner" role="note" aria-labelledby="missing"><p id="missing"><strong>Missing from this report</strong></p>'
+        f"<ul>{listed}</ul></div>"
+    )
+
+
 def moment(iso: str) -> str:
     """`2026-01-02T03:04:05+00:00` as people write it."""
     return re.sub(r"(?:\+00:00|Z)$", " UTC", iso.replace("T", " "))

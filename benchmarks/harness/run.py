@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -51,10 +51,18 @@ def bench(*bundles: str | Path, progress: bool = True, **options: Any) -> Report
     >>> report = ingot.bench("shapes-bundle", engines=["onnx"], rounds=2)   # doctest: +SKIP
     """
     _check_system()
-    request = make(bundles, **options)
+    return run_request(make(bundles, **options), overwrite=bool(options.get("overwrite")), progress=progress)
+
+
+def run_request(
+    request: Request, *, refused: Mapping[str, str] | None = None, overwrite: bool = False, progress: bool = True
+) -> Report:
+    """Measure what a request asks for. Contestants that are `refused`, by name with the reason, keep their rows and do not run."""
     say: Say = (lambda line: print(line, file=sys.stderr, flush=True)) if progress else (lambda _: None)
-    with files.opened(request.output, bool(options.get("overwrite"))) as folder:
-        return _Bench(request, folder, say).run()
+    with files.opened(request.output, overwrite) as folder:
+        begun = _Bench(request, folder, say)
+        begun.rows = [replace(row, error=(refused or {}).get(row.contestant)) for row in begun.rows]
+        return begun.run()
 
 
 class _Bench:
@@ -76,9 +84,21 @@ class _Bench:
         self._draw_noise()
         self._prepare()
         for number in range(self.request.rounds + 1):
-            self._round(number)
+            try:
+                self._round(number)
+            except KeyboardInterrupt:
+                self._stopped(number)
+                raise
         self.probes.append(machine.probe_ms())
         return self._finish()
+
+    def _stopped(self, number: int) -> None:
+        """Make a whole report of what there is, where there is anything."""
+        if any(row.runs for row in self.rows):
+            self.notes.append(
+                f"stopped in {_name(number, self.request.rounds)}: what was measured until then stands here"
+            )
+            self._finish()
 
     def _prepare(self) -> None:
         """Have baselines' checkpoints in their own format. One that cannot be is an error of its rows."""

@@ -1,8 +1,8 @@
 // Where a generation's time goes: each contestant's last call, component by component.
 
 const ROLES = {
-  text_encoder: "text encoder", vae_encoder: "VAE encoder", unet: "UNet", transformer: "transformer",
-  scheduler: "scheduler", vae_decoder: "VAE decoder",
+  text_encoder: "text encoder", vae_encoder: "VAE encoder", unet: "UNet", unet_shallow: "shallow UNet",
+  transformer: "transformer", scheduler: "scheduler", vae_decoder: "VAE decoder",
 };
 const REST = "host and the rest";
 const roleName = (role) => ROLES[role] || role.replaceAll("_", " ");
