@@ -130,7 +130,11 @@ REFUSED: list[tuple[dict[str, Any], type[IngotError], str]] = [
     ({"contestant": ["x: vae=/nowhere"]}, BundleError, "/nowhere is no bundle"),
     ({"contestant": ["x: bundle=other"]}, InputError, "bundle=other is none of those that were given"),
     ({"contestant": ["x:", "x:"]}, InputError, "two contestants are named 'x'"),
-    ({"contestant": ["x: kind=diffusers, wonder=1"]}, InputError, "diffusers has no option wonder; it has device, dtype"),
+    (
+        {"contestant": ["x: kind=diffusers, wonder=1"]},
+        InputError,
+        "diffusers has no option wonder; it has attention, channels_last, device, dtype",
+    ),
     ({"clip": "/nowhere"}, InputError, "--clip"),
 ]  # fmt: skip
 
