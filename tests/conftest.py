@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,20 @@ def tiny_shapes() -> Tiny:
     pipe = StableDiffusionPipeline.from_pretrained(MODEL_DIR)
     pipe.set_progress_bar_config(disable=True)
     return Tiny(pipe, MODEL_DIR)
+
+
+@pytest.fixture(scope="module")
+def torch_settings() -> Iterator[None]:
+    """What a file's tests set in torch for good, as torchao's `quantize_` does, is put back behind them."""
+    import torch
+    import torch._inductor.config as inductor
+
+    kept, precision = inductor.get_config_copy(), torch.get_float32_matmul_precision()
+    yield
+    for name, value in inductor.get_config_copy().items():
+        if value != kept[name]:
+            setattr(inductor, name, kept[name])
+    torch.set_float32_matmul_precision(precision)
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,8 @@ from ingot.runtimes.errors import InputError
 from ingot.runtimes.metrics import image_psnr
 from ingot.shapes import MODEL_DIR
 
+pytestmark = pytest.mark.usefixtures("torch_settings")
+
 BENCHMARKS = Path(environments.__file__).parents[1]
 EXPORTS = environments.FOLDER / "exports"  # kept beside the environments: an export takes a minute
 PROMPTS = ["a large red ring on a blue background", "a small yellow star on a black background"]

@@ -20,6 +20,8 @@ from ingot.benchmarks.harness.record import Contestant, Job, Machine, Noise, Rep
 from ingot.cli import main as ingot_main
 from ingot.runtimes.errors import EngineError
 
+pytestmark = pytest.mark.usefixtures("torch_settings")
+
 SIDE, STEPS = 32, 2
 TORCH = [rung.name for rung in gpu_rungs.rungs("cpu", "eager") if rung.kind != "ingot"]
 OWN = ["Ingot, ONNX Runtime, float16", "Ingot, torch, bfloat16", "Ingot, torch, int8-dynamic"]

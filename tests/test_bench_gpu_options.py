@@ -22,6 +22,8 @@ from ingot.benchmarks.contestants import diffusers_compile
 from ingot.benchmarks.contestants.measure import Clock, Task
 from ingot.runtimes.metrics import compare, image_psnr
 
+pytestmark = pytest.mark.usefixtures("torch_settings")
+
 SIDE, STEPS, SEED = 32, 2, 0
 
 
