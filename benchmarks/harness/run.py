@@ -178,7 +178,7 @@ class _Bench:
         """What is made; hours of measurements are not lost where it cannot be, whatever the reason: that is told instead."""
         try:
             return make()
-        except Exception as error:
+        except Exception as error:  # of whatever kind: see above
             self.notes.append(f"{without}: {_text(error)}")
             print(f"ingot: {self.notes[-1]}", file=sys.stderr, flush=True)
             return otherwise
