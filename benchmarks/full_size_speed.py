@@ -31,7 +31,8 @@ from .random_checkpoint import saved
 SCHEMES = {"onnx": ("int8-dynamic", "int8-static"), "openvino": ("int8-weights", "int8-static")}
 PROMPTS = ["a lighthouse on a cliff", "a bowl of fruit"]  # random weights: any will do
 ROLES = ("unet", "vae_decoder")
-HEAD = "| {role} | form | MB | times smaller | seconds a call | times as fast as the first | peak GiB |"
+LEVEL = "all"  # of ONNX Runtime's optimization, which a graph of this size is not opened at by itself
+HEAD = "| {role} | form | MB | times smaller | seconds to open | seconds a call | times as fast as the first | peak GiB |"
 
 
 def main() -> None:
@@ -86,6 +87,8 @@ def table(work: Path, bundle: Bundle, role: str, rounds: int, only: Sequence[str
         forms.append(_name(graph))
         if graph.engine == "openvino" and graph.quantization is None:
             forms += [f"{_name(graph)} in bf16"] if lower else []
+        if graph.engine == "onnx" and graph.quantization is None and graph.form:
+            forms.append(f"{_name(graph)} at {LEVEL}")
     if unknown := [form for form in only or () if form not in forms]:
         raise SystemExit(f"unknown forms {', '.join(unknown)}; there are: {', '.join(forms)}")
     forms = [form for form in forms if only is None or form in only]
@@ -97,12 +100,13 @@ def table(work: Path, bundle: Bundle, role: str, rounds: int, only: Sequence[str
     base = statistics.median(one["seconds"] for one in found[forms[0]])
     lines = [HEAD.format(role=role), "|---" * (HEAD.count("|") - 1) + "|"]
     for form, runs in found.items():
-        seconds = statistics.median(one["seconds"] for one in runs)
+        seconds, opening = (statistics.median(one[name] for one in runs) for name in ("seconds", "open_s"))
         megabytes = next((_megabytes(bundle, g) for g in entry.graphs if form.startswith(_name(g))), full)
         megabytes = full / 2 if form == "torch bfloat16" else megabytes
         peak = max(one["peak_mib"] for one in runs) / 1024
         lines.append(
-            f"| {role} | {form} | {megabytes:,.0f} | {full / megabytes:.1f} | {seconds:.2f} | {base / seconds:.2f} | {peak:.1f} |"
+            f"| {role} | {form} | {megabytes:,.0f} | {full / megabytes:.1f} | {opening:.1f} | {seconds:.2f} | {base / seconds:.2f} "
+            f"| {peak:.1f} |"
         )
     return lines
 
@@ -125,8 +129,10 @@ def run(work: Path, role: str, form: str) -> dict[str, float]:
 
 
 def run_here(work: Path, role: str, form: str) -> dict[str, float]:
-    """The median of three calls after the first, and the process's peak memory."""
+    """Seconds to open, of the first call and of the median of three after it, and the process's peak memory."""
+    began = time.perf_counter()
     call = _torch(work, role, form) if form.startswith("torch") else _graph(work, role, form)
+    opened = time.perf_counter() - began
     began = time.perf_counter()
     call()
     first = time.perf_counter() - began
@@ -135,7 +141,7 @@ def run_here(work: Path, role: str, form: str) -> dict[str, float]:
         began = time.perf_counter()
         call()
         times.append(time.perf_counter() - began)
-    return {"first_s": first, "seconds": statistics.median(times), "peak_mib": peak_mib()}
+    return {"open_s": opened, "first_s": first, "seconds": statistics.median(times), "peak_mib": peak_mib()}
 
 
 def _torch(work: Path, role: str, form: str) -> Any:
@@ -155,6 +161,7 @@ def _graph(work: Path, role: str, form: str) -> Any:
     bundle = Bundle.open(work / "speed-bundle", hashes=False)
     graph = max((g for g in bundle.component(role).graphs if form.startswith(_name(g))), key=lambda g: len(_name(g)))
     options = {"inference_precision": form.split()[-1]} if " in " in form else {}
+    options |= {"graph_optimization_level": form.split()[-1]} if " at " in form else {}
     engine = open_with(graph.engine, bundle.file(graph.files[0]), graph.signature, graph.options, options)
     generator = np.random.default_rng(0)
     sizes = {"2*batch": 2, "batch": 2, "height/8": 64, "width/8": 64}

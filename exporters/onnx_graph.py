@@ -21,6 +21,7 @@ from ingot.runtimes.signature import Signature
 
 from .axes import in_terms_of
 from .onnx_lower import lowered
+from .trace import uncached
 
 # What FlatModule puts before the names of the module that it wraps.
 PREFIX = "source."
@@ -36,7 +37,7 @@ def build(
 
     Tensors stay where torch has them: nothing is copied before the model is saved.
     """
-    with _silent(), torch.no_grad():
+    with _silent(), torch.no_grad(), uncached():
         model = _translated(program, signature, opset)
         weights = [value for name, value in model.graph.initializers.items() if name in program.state_dict]
         passes.InlinePass()(model)

@@ -35,7 +35,7 @@ def _fix_layout(node: Node) -> None:
     """
     with node.graph.inserting_after(node):
         copy = node.graph.call_function(aten.clone.default, (node,), {"memory_format": torch.contiguous_format})
-        copy.meta["val"] = node.meta["val"].contiguous()
+        copy.meta = {**node.meta, "val": node.meta["val"].contiguous()}
     node.replace_all_uses_with(copy, delete_user_cb=lambda user: user is not copy)
 
 
@@ -52,5 +52,5 @@ def _promote(node: Node) -> None:
         if part.meta["val"].dtype != dtype:
             with node.graph.inserting_before(node):
                 cast = node.graph.call_function(aten._to_copy.default, (part,), {"dtype": dtype})
-                cast.meta["val"] = part.meta["val"].to(dtype)
+                cast.meta = {**node.meta, "val": part.meta["val"].to(dtype)}
             node.replace_input_with(part, cast)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .bundle import Bundle
-from .choice import Precision, choose, pick
+from .choice import Choice, Precision, choose, pick
 from .engines import Engine, Later, open_with
 from .errors import BundleError
 from .exchange import VAE_ROLES, other_vae, shared_precision, vae_graphs
@@ -35,6 +37,28 @@ SIDE_BY_SIDE = {"onnx", "openvino"}  # opening leaves Python to other threads me
 # What the first call uses and opening does not: imported while graphs are being opened.
 LATE = ("PIL.Image", "numpy.random")
 SMALL = 512 << 20  # bytes of graphs; the peaks of memory of larger ones would add up, and opening them uses all cores
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What the caller said of the graphs and their engine; `chosen` is whether an engine is to be chosen for them."""
+
+    engine: str | None
+    device: str | None
+    precision: Precision
+    form: str | None
+    chosen: bool
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The graph of each role, the bundle that it lies in, why its engine, and what the engine is told."""
+
+    graphs: dict[str, Graph]
+    homes: dict[str, Bundle]
+    choice: Choice | None
+    options: dict[str, Any]
 
 
 def load(
@@ -103,56 +127,33 @@ def build(
 ) -> Any:
     """The pipeline of a bundle that is open already; `hashes` checks the files in use, `open_graph` stands in for the
     engine that the choice names, `graphs` by role for the choice itself."""
-    manifest = bundle.manifest
-    class_name = pipeline or manifest.pipeline
+    class_name = pipeline or bundle.manifest.pipeline
     family = pipeline_class(class_name)
-    known = (*family.roles, *getattr(family, "optional_roles", ()))
-    wanted = [role for role in known if role in manifest.components] or list(manifest.components)
-    other = None if vae is None else other_vae(bundle, vae)
-    left_out = () if safety_checker else (SAFETY_CHECKER,)
-    wanted = [role for role in wanted if role not in (left_out if other is None else (*left_out, *VAE_ROLES))]
-    if engine is None and "providers" in options:
-        engine = "onnx"  # only ONNX Runtime has them
-    precision, of_vae = (precision, None) if other is None else shared_precision(precision)
-    if open_graph is None:
-        chosen = choose(bundle, wanted, engine, device, precision)
-        _log.info("%s: %s", bundle.path, chosen)
-        engine = chosen.engine
-        if chosen.device is not None and (device is not None or "providers" not in options):
-            options["device"] = chosen.device
-    if form is None and "providers" in options:
-        form = ""  # any provider takes these
-    if graphs is None:
-        graphs = pick(bundle, wanted, engine, precision, form=form, device=options.get("device"))
-    else:
-        graphs = {role: graphs[role] for role in wanted}
-    homes = dict.fromkeys(graphs, bundle)
-    if other is not None:
-        own = [role for role in VAE_ROLES if role in known and role in other.manifest.components]
-        theirs = vae_graphs(other, own, engine, device or options.get("device"), of_vae, form)
-        graphs, homes = {**graphs, **theirs}, {**homes, **dict.fromkeys(theirs, other)}
-    if hashes:
-        _require(homes, graphs)
+    wanted = _Wanted(engine, device, precision, form, chosen=open_graph is None, options=options)
+    roles = [role for role in _known_roles(family, bundle) if safety_checker or role != SAFETY_CHECKER]
+    found = _found(bundle, roles, wanted, None if vae is None else other_vae(bundle, vae), graphs)
+    graphs, homes = found.graphs, found.homes
     quantized = {role: graph.quantization.scheme for role, graph in graphs.items() if graph.quantization}
     engines: dict[str, Engine] = {}
     try:
         openings: dict[str, Callable[[], Engine]] = {}
         for role, graph in graphs.items():
-            opening = partial(open_graph or partial(open_engine, **options), homes[role], graph)
+            opening = partial(open_graph or partial(open_engine, **found.options), homes[role], graph)
             openings[role] = partial(Later, opening, graph.signature) if role in family.lazy_roles else opening
-        parts = _open_all(
-            openings,
-            engines,
-            together=open_graph is None and _small(homes, graphs, options),
-            meanwhile=partial(_parts, bundle, class_name, engines, homes),
-        )
+        with _trusted(homes, graphs) if hashes else nullcontext():
+            parts = _open_all(
+                openings,
+                engines,
+                together=open_graph is None and _small(homes, graphs, found.options),
+                meanwhile=partial(_parts, bundle, class_name, engines, homes),
+            )
         if textual_inversions:
             from .textual_inversion import take_embeddings
 
             extended = take_embeddings(textual_inversions, engines, parts.tokenizers, quantized)
             parts = dataclasses.replace(parts, engines=extended)
         pipe = _of_family(family, parts, bundle)
-        pipe.choice = chosen if open_graph is None else None
+        pipe.choice = found.choice
         pipe.quantized = quantized
         if loras:
             pipe.set_loras(loras)
@@ -161,6 +162,43 @@ def build(
             opened.close()
         raise
     return pipe
+
+
+def _known_roles(family: Any, bundle: Bundle) -> Sequence[str]:
+    """The components that a pipeline of this family runs, whether the bundle has them or not; all of a bundle that has none."""
+    known: tuple[str, ...] = (*family.roles, *getattr(family, "optional_roles", ()))
+    return known if set(known) & set(bundle.manifest.components) else tuple(bundle.manifest.components)
+
+
+def _found(
+    bundle: Bundle, roles: Sequence[str], wanted: _Wanted, other: Bundle | None, graphs: Mapping[str, Graph] | None
+) -> _Found:
+    """The graphs of these roles as far as there are components for them: of the VAE from another bundle where there is one,
+    of the rest `graphs` where they are given."""
+    own = [role for role in roles if role in bundle.manifest.components and (other is None or role not in VAE_ROLES)]
+    engine, device, form, options = wanted.engine, wanted.device, wanted.form, dict(wanted.options)
+    if engine is None and "providers" in options:
+        engine = "onnx"  # only ONNX Runtime has them
+    precision, of_vae = (wanted.precision, None) if other is None else shared_precision(wanted.precision)
+    choice = None
+    if wanted.chosen:
+        choice = choose(bundle, own, engine, device, precision)
+        _log.info("%s: %s", bundle.path, choice)
+        engine = choice.engine
+        if choice.device is not None and (device is not None or "providers" not in options):
+            options["device"] = choice.device
+    if form is None and "providers" in options:
+        form = ""  # any provider takes these
+    if graphs is None:
+        found = pick(bundle, own, engine, precision, form=form, device=options.get("device"))
+    else:
+        found = {role: graphs[role] for role in own}
+    homes = dict.fromkeys(found, bundle)
+    if other is not None:
+        replaced = [role for role in VAE_ROLES if role in roles and role in other.manifest.components]
+        theirs = vae_graphs(other, replaced, engine, device or options.get("device"), of_vae, form)
+        found, homes = {**found, **theirs}, {**homes, **dict.fromkeys(theirs, other)}
+    return _Found(found, homes, choice, options)
 
 
 def _small(homes: Mapping[str, Bundle], graphs: Mapping[str, Graph], options: Mapping[str, Any]) -> bool:
@@ -212,6 +250,22 @@ def _of_family(family: Any, parts: Parts, bundle: Bundle) -> Any:
         raise BundleError(
             f"{bundle.path}: {parts.class_name} needs {error} in the bundle's tokenizers or configs"
         ) from error
+
+
+@contextmanager
+def _trusted(homes: Mapping[str, Bundle], graphs: Mapping[str, Graph]) -> Iterator[None]:
+    """Hash the files in use while the block opens them, where an engine only reads what a file says; before it, where opening
+    may run it. A file that was changed is why opening failed, whatever the engine says of it. Raises BundleError."""
+    if not {graph.engine for graph in graphs.values()} <= SIDE_BY_SIDE:
+        _require(homes, graphs)
+        yield
+        return
+    with ThreadPoolExecutor(1) as pool:
+        hashing = pool.submit(_require, homes, graphs)
+        try:
+            yield
+        finally:
+            hashing.result()
 
 
 def _require(homes: Mapping[str, Bundle], graphs: Mapping[str, Graph]) -> None:

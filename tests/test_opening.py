@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 import ingot
 from ingot.runtimes import load
-from ingot.runtimes.engines import Engine, onnx
-from ingot.runtimes.errors import BundleError, EngineError
+from ingot.runtimes.engines import Engine, _onnx_level, onnx
+from ingot.runtimes.engines._onnx_level import LEVELS, optimization_level
+from ingot.runtimes.errors import BundleError, EngineError, InputError
 from ingot.runtimes.load import _open_all
 from ingot.runtimes.signature import Signature
 
@@ -111,8 +112,9 @@ def test_graphs_are_closed_when_the_rest_of_a_bundle_cannot_be_read(
     assert sorted(closed) == sorted(ROLES)
 
 
-def test_nothing_is_opened_before_every_file_is_known_to_be_whole(tiny_bundle: Path, tmp_path: Path) -> None:
-    """What is wrong with files goes before what is wrong with their engine."""
+def test_what_is_wrong_with_files_goes_before_what_is_wrong_with_their_engine(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
     bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     for name in ("text_encoder/model.onnx_data", "vae_encoder/model.onnx_data"):
         with (bundle / name).open("r+b") as stream:
@@ -138,6 +140,47 @@ except ingot.EngineError as error:
     assert "text_encoder/model.onnx_data has another sha256" in changed
     assert "vae_encoder/model.onnx_data has another sha256" in changed
     assert "pip install onnxruntime" in missing
+
+
+def test_a_changed_graph_is_said_to_be_changed_whatever_its_engine_makes_of_it(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    for graph in bundle.glob("unet/*.onnx"):  # no engine can read this
+        graph.write_bytes(b"\xff" * graph.stat().st_size)
+    with pytest.raises(EngineError, match="cannot open"):
+        ingot.load(bundle, engine="onnx", device="cpu", verify=False)
+    with pytest.raises(BundleError, match=r"unet/\S+ has another sha256"):
+        ingot.load(bundle, engine="onnx", device="cpu")
+
+
+def test_graphs_of_a_changed_file_are_closed(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    (bundle / "tokenizer" / "tokenizer.json").write_bytes((bundle / "tokenizer" / "tokenizer.json").read_bytes()[::-1])
+    opened: list[Any] = []
+    build = load.open_engine
+    monkeypatch.setattr(
+        load, "open_engine", lambda *given, **options: opened.append(build(*given, **options)) or opened[-1]
+    )
+    monkeypatch.setattr(load, "Tokenizer", lambda _: None)  # reads what it is given
+    with pytest.raises(BundleError, match=r"tokenizer/tokenizer\.json has another sha256"):
+        ingot.load(bundle, engine="onnx", device="cpu")
+    assert len(opened) == len(ROLES)
+    assert all(engine.session is None for engine in opened)
+
+
+def test_an_engine_that_may_run_what_a_file_says_opens_none_before_all_are_hashed(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "SIDE_BY_SIDE", {"openvino"})
+    monkeypatch.setattr(load, "open_engine", lambda *_, **__: pytest.fail("was opened"))
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    weights = next(bundle.glob("unet/*_data"))
+    weights.write_bytes(weights.read_bytes()[::-1])
+    with pytest.raises(BundleError, match="has another sha256"):
+        ingot.load(bundle, engine="onnx", device="cpu")
 
 
 def test_pictures_and_tokenizers_are_imported_while_graphs_are_opened(tiny_bundle: Path) -> None:
@@ -180,15 +223,42 @@ def test_a_picture_does_not_depend_on_how_the_graphs_were_opened(tiny_bundle: Pa
 
 
 def test_on_a_processor_onnx_runtime_plans_no_memory_beforehand() -> None:
-    on_cpu, elsewhere = (onnx._options(None, True, on_cpu) for on_cpu in (True, False))
+    on_cpu, elsewhere = (onnx._options(None, True, on_cpu, LEVELS["all"]) for on_cpu in (True, False))
     assert not on_cpu.enable_mem_reuse
     assert not on_cpu.enable_mem_pattern
     assert elsewhere.enable_mem_reuse
     assert elsewhere.enable_mem_pattern
 
 
+def test_many_weights_are_not_laid_out_anew_unless_they_are_asked_to(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    unet = tiny_bundle / "unet" / "model.onnx"
+    assert optimization_level(None, unet) == LEVELS["all"]
+    weights = sum(one.stat().st_size for one in unet.parent.iterdir() if one.suffix != ".json")
+    assert optimization_level(None, tmp_path / "missing.onnx") == LEVELS["all"]  # the engine says what is wrong with it
+    monkeypatch.setattr(_onnx_level, "LARGE", weights // 2)
+    assert optimization_level(None, unet) == LEVELS["extended"]
+    assert optimization_level("all", unet) == LEVELS["all"]
+    assert optimization_level(None, None) == LEVELS["all"]  # not on a processor
+    with pytest.raises(
+        InputError, match=r"unknown graph_optimization_level 'fast'; available: all, basic, disable, extended"
+    ):
+        ingot.load(tiny_bundle, engine="onnx", graph_optimization_level="fast")
+
+
+def test_a_picture_is_the_same_at_every_level_of_optimization(tiny_bundle: Path) -> None:
+    call = {"num_inference_steps": 2, "height": 64, "width": 64, "seed": 0, "progress": False, "output_type": "np"}
+    found = []
+    for level in LEVELS:
+        with ingot.load(tiny_bundle, engine="onnx", graph_optimization_level=level) as pipe:
+            found.append(pipe("a cat", **call).images)
+    for other in found[1:]:
+        np.testing.assert_allclose(found[0], other, rtol=0, atol=1e-5)
+
+
 def test_a_thread_without_work_soon_sleeps() -> None:
-    found = onnx._options(2, True, True).get_session_config_entry("session.intra_op.spin_duration_us")
+    found = onnx._options(2, True, True, LEVELS["all"]).get_session_config_entry("session.intra_op.spin_duration_us")
     assert int(found) == onnx.SPIN_US <= 1000
 
 
