@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ingot.exporters.graph_file import Progress
 from ingot.exporters.onnx_weights import save
-from ingot.runtimes.engines._onnx_level import optimization_level
+from ingot.runtimes.engines._onnx_level import AUTO, optimization_level
 from ingot.runtimes.errors import EngineError, InputError, unknown
 
 from . import _onnx_integers as integers
@@ -159,7 +159,7 @@ def _opened(path: Path, names: Sequence[str], channels: Mapping[str, int]) -> It
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = False
-    options.graph_optimization_level = optimization_level(None, path)
+    options.graph_optimization_level = optimization_level(AUTO, path)
     model = load(path)
     with tempfile.TemporaryDirectory() as folder:
         watched: Any = Path(folder) / "watched.onnx"

@@ -207,12 +207,17 @@ def test_an_axis_is_measured_once_and_its_page_shows_what_was_measured(
 
     def scale(*options: str) -> list[tuple[str, int, int]]:
         asked.clear()
-        monkeypatch.setattr(sys, "argv", ["scaling", str(tiny_bundle), "-o", str(place), "--threads", "1", "2", *options])
+        monkeypatch.setattr(
+            sys, "argv", ["scaling", str(tiny_bundle), "-o", str(place), "--threads", "1", "2", *options]
+        )
         scaling.main()
         return list(asked)
 
     assert [one for one in scale("--axes", "threads") if one[1]] == [("whole", 1, 4)] * 2
-    assert [one[0] for one in scale("--axes", "threads", "sizes", "--sizes", "64") if one[1]] == ["whole", "VAE in tiles"]
+    assert [one[0] for one in scale("--axes", "threads", "sizes", "--sizes", "64") if one[1]] == [
+        "whole",
+        "VAE in tiles",
+    ]
     page = (place / "README.md").read_text()
     assert page.index("## Resolution") < page.index("## Threads")
     assert "`python -m ingot.benchmarks.scaling " in page
@@ -224,7 +229,8 @@ def test_an_axis_is_measured_once_and_its_page_shows_what_was_measured(
 
 
 @pytest.mark.parametrize(
-    ("largest", "ticks"), [(0.93, [0, 0.2, 0.4, 0.6, 0.8, 1]), (6846, [0, 2000, 4000, 6000, 8000]), (5, [0, 1, 2, 3, 4, 5])]
+    ("largest", "ticks"),
+    [(0.93, [0, 0.2, 0.4, 0.6, 0.8, 1]), (6846, [0, 2000, 4000, 6000, 8000]), (5, [0, 1, 2, 3, 4, 5])],
 )
 def test_ticks_are_round_numbers(largest: float, ticks: list[float]) -> None:
     assert scaling.round_numbers(largest) == ticks

@@ -230,21 +230,28 @@ def test_on_a_processor_onnx_runtime_plans_no_memory_beforehand() -> None:
     assert elsewhere.enable_mem_pattern
 
 
-def test_many_weights_are_not_laid_out_anew_unless_they_are_asked_to(
+def test_many_weights_are_laid_out_anew_only_for_many_calls(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     unet = tiny_bundle / "unet" / "model.onnx"
-    assert optimization_level(None, unet) == LEVELS["all"]
+    assert optimization_level("auto", unet) == LEVELS["all"]
     weights = sum(one.stat().st_size for one in unet.parent.iterdir() if one.suffix != ".json")
-    assert optimization_level(None, tmp_path / "missing.onnx") == LEVELS["all"]  # the engine says what is wrong with it
+    assert (
+        optimization_level("auto", tmp_path / "missing.onnx") == LEVELS["all"]
+    )  # the engine says what is wrong with it
     monkeypatch.setattr(_onnx_level, "LARGE", weights // 2)
-    assert optimization_level(None, unet) == LEVELS["extended"]
-    assert optimization_level("all", unet) == LEVELS["all"]
-    assert optimization_level(None, None) == LEVELS["all"]  # not on a processor
-    with pytest.raises(
-        InputError, match=r"unknown graph_optimization_level 'fast'; available: all, basic, disable, extended"
-    ):
+    assert optimization_level("auto", unet) == LEVELS["extended"]
+    assert optimization_level("auto", None) == LEVELS["all"]  # not on a processor
+    assert optimization_level(None, unet) == LEVELS["all"]
+    told = r"unknown graph_optimization_level 'fast'; available: all, auto, basic, disable, extended"
+    with pytest.raises(InputError, match=told):
         ingot.load(tiny_bundle, engine="onnx", graph_optimization_level="fast")
+    seen: list[Any] = []
+    monkeypatch.setattr(
+        onnx, "optimization_level", lambda name, file: seen.append(name) or optimization_level(name, file)
+    )
+    ingot.verify(tiny_bundle, deep=True)
+    assert set(seen) == {"auto"}
 
 
 def test_a_picture_is_the_same_at_every_level_of_optimization(tiny_bundle: Path) -> None:

@@ -14,22 +14,23 @@ LEVELS = {
     "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
-# Bytes of weights beyond which a processor's graph is opened at "extended". "all" copies the weights of float convolutions into
-# blocks of channels, one after another: Stable Diffusion 1.5's UNet opens in 15 s in place of 1.5 for calls that are some per
-# cent faster, Shapes in 0.10 s in place of 0.06 for calls that are 12 to 20 % faster (benchmarks/README.md).
+AUTO = "auto"
+# Bytes of weights beyond which "auto" is "extended" on a processor. "all" copies the weights of float convolutions into blocks
+# of channels, one after another: Stable Diffusion 1.5's UNet opens in 15 s in place of 1.5 and its calls are 8 % faster, Shapes
+# in 0.10 s in place of 0.06 and its calls are 12 to 20 % faster (benchmarks/README.md).
 LARGE = 1 << 30
 
 
 def optimization_level(name: str | None, file: Path | None) -> ort.GraphOptimizationLevel:
-    """What the caller named; for None by the weights of the file that a processor is to run, "all" where there is no file.
+    """What the caller named, "all" for None; "auto" goes by the weights of the file that a processor is to run.
 
     Raises InputError for an unknown name.
     """
-    if name is None:
+    if name == AUTO:
         name = "all" if file is None or _weights(file) <= LARGE else "extended"
-    if name not in LEVELS:
-        raise unknown("graph_optimization_level", name, LEVELS)
-    return LEVELS[name]
+    if name not in (None, *LEVELS):
+        raise unknown("graph_optimization_level", name, (AUTO, *LEVELS))
+    return LEVELS[name or "all"]
 
 
 def _weights(file: Path) -> int:

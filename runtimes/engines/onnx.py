@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..errors import EngineError, InputError
 from ..signature import Signature
 from . import Arrays, fit
-from ._onnx_level import optimization_level
+from ._onnx_level import AUTO, optimization_level
 from ._onnx_providers import HOW_TO_GET, Provider, devices, providers_for, require
 from ._onnx_session import Origin, open_session
 from ._sizes import resized
@@ -25,7 +25,8 @@ from ._weights import Change
 
 __all__ = ["PARITY_OPTIONS", "OnnxEngine", "devices", "open_graph", "report"]
 
-PARITY_OPTIONS: dict[str, Any] = {"tf32": False}  # on a GPU; the CPU has none
+# tf32 is a GPU's; a few calls are not worth the layout that many are
+PARITY_OPTIONS: dict[str, Any] = {"tf32": False, "graph_optimization_level": AUTO}
 # Sets of buffers that are kept, one for each combination of input shapes that was run last.
 KEPT_SHAPES = 4
 SPIN_US = 1000  # how long a thread without work looks for some before it sleeps
@@ -174,9 +175,8 @@ def open_graph(
 
     `device` (cpu, cuda, cuda:1, tensorrt, openvino, coreml, directml) or `providers` as ONNX Runtime takes them; `threads`
     inside an operator, `arena` whether the CPU allocator keeps freed memory; `graph_optimization_level` is "disable", "basic",
-    "extended" or "all" (None: "all", but "extended" on a CPU for more than a gibibyte of weights, which then open in a tenth of the
-    time and stay where their file is mapped; for many pictures "all" is some per cent faster); `session_options` replaces these
-    three.
+    "extended", "all" (as for None), or "auto": "extended" for more than a gibibyte of weights, which then open in a tenth of the time
+    and stay where their file is mapped, and "all" for fewer; `session_options` replaces these three.
 
     `sizes`, such as `{"batch": 2, "height": 512, "width": 512}`, fixes dimensions by their names: one file serves several
     fixed sizes, each opened for itself. For the device tensorrt they are the ranges of shapes that its engine is built for.
