@@ -33,7 +33,8 @@ LIMITS = {"float32": 60.0, "float16": 35.0, "bfloat16": 25.0}
 NO_LIMIT = 0.0  # for rewrites that change the picture, token merging: by how much is recorded, not judged
 PROMPT, SEED, GUIDANCE = "a small yellow star at the left on a purple background", 0, 4.0
 STRENGTH = 0.6  # of a picture to start from, so that both it and the noise show
-STEPS, STEPS_LARGE = 8, 3  # the second for a static size beyond _LARGEST, where a step takes minutes on a CPU
+# The second for denoisers of many parameters (_HEAVY), the third for a static size beyond _LARGEST, where a step takes minutes.
+STEPS, STEPS_HEAVY, STEPS_LARGE = 8, 4, 3
 _LARGEST = 256  # pixels
 # Latents to a side: larger defaults are compared at this size, which tells as much in a fraction of the time; the second is
 # for denoisers of that many parameters, of which a step at the first takes seconds.
@@ -58,9 +59,10 @@ def reference_picture(pipe: Any, size: tuple[int, int] | None, count: int) -> Re
     """
     if type(pipe).__name__ not in FAMILIES:
         return None
-    most = (_LATENTS_HEAVY if _is_heavy(pipe) else _LATENTS) * _pixels(pipe)
+    heavy = _is_heavy(pipe)
+    most = (_LATENTS_HEAVY if heavy else _LATENTS) * _pixels(pipe)
     height, width = size or tuple(min(side, most) for side in _said_size(pipe) or (most, most))
-    steps = STEPS if height * width <= _LARGEST**2 else STEPS_LARGE
+    steps = STEPS_LARGE if height * width > _LARGEST**2 else STEPS_HEAVY if heavy else STEPS
     arguments = _arguments(pipe, Sizes(1, height, width), steps, count)
     generators = [torch.Generator().manual_seed(SEED + i) for i in range(count)]
     try:
