@@ -143,7 +143,7 @@ class _Cast(FlatModule):
 @contextmanager
 def uncached() -> Iterator[None]:
     """Without torch's cache of what operators answer to tensors without values: with sizes that may vary, an answer costs
-    more to take out of it than to find out again (torch 2.13: a sixth of the export of a small UNet)."""
+    more to take out of it than to find out again (torch 2.13, Shapes' UNet: 10.9 s of the processor in place of 14.2)."""
     with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
         yield
 
