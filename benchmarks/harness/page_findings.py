@@ -154,7 +154,7 @@ def _sentences(lines: Sequence[Line]) -> list[str]:
         told.append(f"{len(failed)} of {len(lines)} did not finish: {_names(failed)}. The table has the reasons.")
     noted = [line for line in lines if line.notes]
     if noted:
-        told.append(f"Something differs from what was asked for {_names(noted)}: see the notes in the table.")
+        told.append(f"The table has notes on {_names(noted)}.")
     if not any(picture_s(line) is not None for line in lines):
         told.append("No contestant has a time: there is nothing to compare.")
     return [sentence for sentence in told if sentence]
