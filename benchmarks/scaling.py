@@ -56,6 +56,11 @@ def main() -> None:
     for axis in options.axes:
         if options.overwrite or not (options.output / axis / JSON).exists():
             measured(axis, options)
+        else:
+            print(
+                f"{axis}: not measured, {options.output / axis} has its report; --overwrite measures again",
+                file=sys.stderr,
+            )
         report = read_report(options.output / axis)
         lines = summarize(report)
         for name, curves in plotted(axis, lines).items():

@@ -33,7 +33,8 @@ Made = TypeVar("Made")
 
 _log = logging.getLogger("ingot")
 
-SIDE_BY_SIDE = {"onnx", "openvino"}  # opening leaves Python to other threads meanwhile, and sets nothing that all share
+# Opening leaves Python to other threads meanwhile, sets nothing that all share, and reads what a file says without running it.
+SIDE_BY_SIDE = {"onnx", "openvino"}
 # What the first call uses and opening does not: imported while graphs are being opened.
 LATE = ("PIL.Image", "numpy.random")
 SMALL = 512 << 20  # bytes of graphs; the peaks of memory of larger ones would add up, and opening them uses all cores

@@ -201,8 +201,9 @@ def test_a_system_that_cannot_end_processes_is_refused(tiny_bundle: Path, monkey
 
 
 def test_an_axis_is_measured_once_and_its_page_shows_what_was_measured(
-    asked: list[tuple[str, int, int]], tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    asked: list[tuple[str, int, int]], tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     place = tmp_path / "scaling"
 
     def scale(*options: str) -> list[tuple[str, int, int]]:
@@ -218,6 +219,7 @@ def test_an_axis_is_measured_once_and_its_page_shows_what_was_measured(
         "whole",
         "VAE in tiles",
     ]
+    assert "threads: not measured" in capsys.readouterr().err
     page = (place / "README.md").read_text()
     assert page.index("## Resolution") < page.index("## Threads")
     assert "`python -m ingot.benchmarks.scaling " in page

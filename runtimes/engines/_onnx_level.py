@@ -16,8 +16,8 @@ LEVELS = {
 }
 AUTO = "auto"
 # Bytes of weights beyond which "auto" is "extended" on a processor. "all" copies the weights of float convolutions into blocks
-# of channels, one after another: Stable Diffusion 1.5's UNet opens in 15 s in place of 1.5 and its calls are 8 % faster, Shapes
-# in 0.10 s in place of 0.06 and its calls are 12 to 20 % faster (benchmarks/README.md).
+# of channels, one after another: Stable Diffusion 1.5's UNet opens in 13 s in place of 4, and its calls are 6 % faster
+# (benchmarks/README.md).
 LARGE = 1 << 30
 
 

@@ -175,8 +175,8 @@ def open_graph(
 
     `device` (cpu, cuda, cuda:1, tensorrt, openvino, coreml, directml) or `providers` as ONNX Runtime takes them; `threads`
     inside an operator, `arena` whether the CPU allocator keeps freed memory; `graph_optimization_level` is "disable", "basic",
-    "extended", "all" (as for None), or "auto": "extended" for more than a gibibyte of weights, which then open in a tenth of the time
-    and stay where their file is mapped, and "all" for fewer; `session_options` replaces these three.
+    "extended", "all" (as for None), or "auto": "extended" for more than a gibibyte of weights, which then open in a fraction of the
+    time and stay where their file is mapped, and "all" for fewer; `session_options` replaces these three.
 
     `sizes`, such as `{"batch": 2, "height": 512, "width": 512}`, fixes dimensions by their names: one file serves several
     fixed sizes, each opened for itself. For the device tensorrt they are the ranges of shapes that its engine is built for.
